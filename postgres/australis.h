@@ -1,0 +1,463 @@
+/*-------------------------------------------------------------------------
+ *
+ * australis.h
+ *	  What the files of the query processor's extension share.
+ *
+ * The extension makes an unmodified PostgreSQL 18 a stateless query
+ * processor: tables and indexes live in multi-version storage, a transaction
+ * reads as of one time (tau_start), keeps its writes in a buffer and sends
+ * them to the adjudicator at COMMIT.  One file, one concern:
+ *
+ *	  settings.c	 GUCs, _PG_init
+ *	  shmem.c		 shared memory of this query processor, the shared page
+ *	  transaction.c	 tau_start, transaction callbacks, the commit message
+ *	  write_buffer.c versions written by this transaction, savepoints
+ *	  tid_map.c		 TIDs as names of row versions
+ *	  reader.c		 reads from storage: attached (LMDB) and socket drivers
+ *	  key_scan.c	 storage merged with the write buffer, in key order
+ *	  key_codec.c	 datums to order-preserving bytes
+ *	  row_codec.c	 slots to row images and back
+ *	  layout.c		 how a table's rows are keyed
+ *	  table_am.c	 the table access method
+ *	  index_am.c	 the index access method (index_scan.c, index_build.c,
+ *					 index_cost.c)
+ *	  messages.c	 msgpack, framing; client.c: sockets, waiting
+ *	  ddl_capture.c, ddl_apply.c  catalog effects out and in
+ *	  sequence.c	 durable bounds of sequences
+ *	  utility.c		 ProcessUtility hook; planner.c: planner hooks
+ *	  session.c		 taking over a client's socket from the router
+ *
+ * docs/formats.md defines every byte that leaves this process.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef AUSTRALIS_H
+#define AUSTRALIS_H
+
+#include "postgres.h"
+
+#include "access/relscan.h"
+#include "access/tableam.h"
+#include "executor/tuptable.h"
+#include "lib/stringinfo.h"
+#include "nodes/lockoptions.h"
+#include "storage/itemptr.h"
+#include "utils/rel.h"
+#include "utils/snapshot.h"
+
+/* ------------------------------------------------------------------ keys */
+
+typedef uint64 RelId;			/* database oid << 32 | relfilenumber */
+typedef int64 Tau;				/* nanoseconds since the Unix epoch */
+
+#define AU_SYS_DDL		((RelId) 1)
+#define AU_SYS_SEQUENCE ((RelId) 2)
+#define AU_SYS_LAYOUT	((RelId) 3)
+#define AU_SYS_CLUSTER	((RelId) 4)
+
+#define AU_MAX_KEY		1960	/* bytes, relation id included */
+#define AU_HIDDEN_KEY	16
+
+static inline RelId
+au_relid(Relation rel)
+{
+	return ((RelId) rel->rd_locator.dbOid << 32) | rel->rd_locator.relNumber;
+}
+
+/* database oid << 32 | table oid: what rule A5 calls a relation */
+static inline uint64
+au_relation_name(Relation rel)
+{
+	return ((uint64) rel->rd_locator.dbOid << 32) | RelationGetRelid(rel);
+}
+
+/* Bytes somewhere, not owned. */
+typedef struct Bytes
+{
+	const uint8 *data;
+	uint32		len;
+} Bytes;
+
+static inline int
+au_compare_bytes(Bytes a, Bytes b)
+{
+	int			c = memcmp(a.data, b.data, Min(a.len, b.len));
+
+	return c != 0 ? c : (a.len > b.len) - (a.len < b.len);
+}
+
+/* ------------------------------------------------------------- key_codec.c */
+
+typedef struct KeyColumn
+{
+	Oid			type;			/* type whose encoding is used (opclass input
+								 * type, or the column's own when that is
+								 * polymorphic); domains looked through */
+	int			codec;			/* private to key_codec.c */
+	bool		desc;
+	bool		nulls_first;
+} KeyColumn;
+
+/* Is there an order-preserving encoding for this type? */
+extern bool au_key_type_supported(Oid type);
+
+/* Set up a column; ereport 0A000 if the type has no encoding. */
+extern void au_key_column_init(KeyColumn *col, Oid type, bool desc, bool nulls_first);
+
+/* Append a relation id (8 bytes BE). */
+extern void au_key_append_relid(StringInfo buf, RelId relid);
+
+/* Append one column (marker byte and value). */
+extern void au_key_append(StringInfo buf, const KeyColumn *col, Datum value, bool isnull);
+
+/*
+ * Append a search value that may have another type of the same operator
+ * family (e.g. int8 against an int4 column).  Returns false, appending
+ * nothing, if there is no exact encoding: the caller must widen its range and
+ * recheck.
+ */
+extern bool au_key_append_foreign(StringInfo buf, const KeyColumn *col, Datum value, Oid valuetype);
+
+/*
+ * Make buf the least key greater than every key that has buf as a prefix;
+ * false if there is none (all 0xFF).
+ */
+extern bool au_key_prefix_successor(StringInfo buf);
+
+/* ereport 54000 if too long */
+extern void au_key_check_length(StringInfo buf, Relation rel);
+
+/* ------------------------------------------------------------- row_codec.c */
+
+/* Slot ops of our tables: a minimal tuple with system attributes. */
+extern const TupleTableSlotOps TTSOpsAustralis;
+
+typedef struct AustralisTupleTableSlot
+{
+	MinimalTupleTableSlot base;
+	uint32		xmin;			/* shown to users (rule Q7) */
+	bool		own;			/* written by the current transaction */
+} AustralisTupleTableSlot;
+
+/* Append the row image of values/isnull to buf (detoasted, uncompressed). */
+extern void au_row_encode(StringInfo buf, TupleDesc desc, const Datum *values, const bool *isnull, uint32 xmin);
+
+/* Row image -> palloc'd minimal tuple in the current context. */
+extern MinimalTuple au_row_to_minimal(Bytes image, uint32 *xmin);
+
+/* Store a row image into a slot (any ops; fast for ours). Copies. */
+extern void au_row_store(Bytes image, TupleTableSlot *slot, bool own);
+
+/* ---------------------------------------------------------- write_buffer.c */
+
+typedef enum WbKind
+{
+	WB_PUT,						/* key now has value */
+	WB_DELETE,					/* key is gone */
+} WbKind;
+
+/* One version of one key, written by this transaction. */
+typedef struct WbVersion
+{
+	struct WbVersion *older;	/* previous version of this transaction */
+	struct WbEntry *entry;
+	CommandId	cmin;
+	int			nest_level;		/* GetCurrentTransactionNestLevel() */
+	WbKind		kind;
+	bool		speculative;
+	uint32		value_len;
+	uint8		value[FLEXIBLE_ARRAY_MEMBER];
+} WbVersion;
+
+/*
+ * Write a version visible to commands after cid.  mode: the row lock mode
+ * that the adjudicator checks and records; blind: neither (secondary index
+ * entries that a row decides).
+ */
+extern WbVersion *au_wb_put(Bytes key, Bytes value, CommandId cid, LockTupleMode mode, bool blind);
+extern WbVersion *au_wb_delete(Bytes key, CommandId cid, LockTupleMode mode, bool blind);
+
+/* Record a row lock (FOR ..., foreign keys, unique guards). */
+extern void au_wb_lock(Bytes key, LockTupleMode mode);
+
+/* Newest version of key visible to curcid (cmin < curcid), or NULL. */
+extern WbVersion *au_wb_lookup(Bytes key, CommandId curcid);
+
+/* Anything at all written for this relation id? */
+extern bool au_wb_has_relation(RelId relid);
+
+/* --------------------------------------------------------------- tid_map.c */
+
+/* What a TID stands for. */
+typedef struct TidTarget
+{
+	Bytes		key;
+	WbVersion  *version;		/* NULL: the version in storage as of tau_start */
+} TidTarget;
+
+/*
+ * The TID of a row version.  keep = false may use a ring whose entries are
+ * forgotten after some thousands of further rows.
+ */
+extern void au_tid_assign(ItemPointer tid, Bytes key, WbVersion *version, bool keep);
+
+/* Look a TID up; false if unknown (or forgotten). */
+extern bool au_tid_lookup(ItemPointer tid, TidTarget *target);
+
+/* Does the running executor need TIDs to stay valid (ModifyTable, row marks)? */
+extern bool au_tid_keep;
+
+/* -------------------------------------------------------------- key_scan.c */
+
+typedef struct KeyEntry
+{
+	Bytes		key;			/* valid until the next call on this scan */
+	Bytes		value;			/* row image or index entry */
+	WbVersion  *version;		/* NULL when it comes from storage */
+	Tau			tau;			/* of a storage version */
+} KeyEntry;
+
+typedef struct KeyScan KeyScan;
+
+/*
+ * Scan [lo, hi) as of tau_start and curcid.  Key bytes are copied.  Pass
+ * InvalidCommandId as curcid to see everything this transaction wrote
+ * (SnapshotDirty, SnapshotSelf, SnapshotAny).
+ */
+extern KeyScan *au_key_scan_begin(Bytes lo, Bytes hi, CommandId curcid);
+extern bool au_key_scan_next(KeyScan *scan, ScanDirection dir, KeyEntry *entry);
+
+/* Continue after (forward) or before (backward) key; key itself excluded. */
+extern void au_key_scan_seek(KeyScan *scan, Bytes key);
+
+/* Hint: the caller wants about this many rows (LIMIT, point look-ups). */
+extern void au_key_scan_hint(KeyScan *scan, int rows);
+extern void au_key_scan_end(KeyScan *scan);
+
+/* One key.  The value is valid until the next look-up of this backend. */
+extern bool au_key_lookup(Bytes key, CommandId curcid, KeyEntry *entry);
+
+/* curcid to use under this PostgreSQL snapshot */
+extern CommandId au_snapshot_curcid(Snapshot snapshot);
+
+/* --------------------------------------------------------------- layout.c */
+
+typedef struct TableLayout
+{
+	bool		hidden;			/* hidden 16-byte key */
+	bool		decided;		/* false: no row was ever written */
+	int			ncolumns;
+	AttrNumber	attnums[INDEX_MAX_KEYS];
+	KeyColumn	columns[INDEX_MAX_KEYS];
+} TableLayout;
+
+/* Cached in rd_amcache; valid until the next relcache invalidation. */
+extern const TableLayout *au_table_layout(Relation rel);
+
+/* Is this index the key of its table's storage (no entries of its own)? */
+extern bool au_index_is_primary(Relation heap, Relation index);
+
+/* The row key (with relation id) of a slot of an organised table. */
+extern void au_table_key(StringInfo buf, Relation rel, const TableLayout *layout, TupleTableSlot *slot);
+
+/* Is this relation stored by us (our table AM or our index AM, permanent)? */
+extern bool au_is_our_table(Relation rel);
+extern bool au_is_our_index(Relation rel);
+extern Oid	au_table_am_oid(void);
+extern Oid	au_index_am_oid(void);
+
+/* ------------------------------------------------- index entries: index_am.c */
+
+/*
+ * Key (and value, if value != NULL) of an index entry for a row whose key is
+ * rowkey (with relation id).  guard != NULL receives the guard key of a
+ * deferrable unique index (see docs/formats.md), else is left empty.
+ */
+extern void au_index_entry(Relation index, const Datum *values, const bool *isnull,
+						   Bytes rowkey, StringInfo key, StringInfo value);
+
+/* Delete all entries of the old row version (called by the table AM). */
+extern void au_index_delete_entries(Relation heap, TupleTableSlot *oldslot, Bytes rowkey, CommandId cid);
+
+/* Row key inside an index entry's value (without relation id). */
+extern Bytes au_index_value_rowkey(Bytes value);
+extern Bytes au_index_value_image(Bytes value);
+
+/*
+ * Hand-over from an index scan to index_fetch_tuple: the row that the index
+ * scan already holds for this TID.
+ */
+typedef struct FetchedRow
+{
+	ItemPointerData tid;
+	bool		valid;
+	KeyEntry	entry;
+} FetchedRow;
+extern FetchedRow au_fetched_row;
+
+/* ------------------------------------------------------------ transaction.c */
+
+/* tau_start of this transaction, taken now if there is none yet. */
+extern Tau	au_tau_start(void);
+extern bool au_has_tau_start(void);
+
+/* 16 bytes, new per transaction; xmin derives from it */
+extern const uint8 *au_txid(void);
+extern uint32 au_xmin(void);
+
+/* Rule A5: this transaction writes or locks rows of rel. */
+extern void au_note_relation(Relation rel);
+
+/* Rule Q3: 40001/OC001 if rel changed after tau_start. */
+extern void au_check_relation_not_ahead(Relation rel);
+
+/* SERIALIZABLE: remember a range that was read. */
+extern void au_note_read_range(Bytes lo, Bytes hi);
+extern void au_note_read_key(Bytes key);
+
+/* Storage ids that this transaction's commit or abort makes garbage. */
+extern void au_note_storage_created(RelId relid);
+extern void au_note_storage_dropped(RelId relid);
+
+/*
+ * May rows of this storage id be ingested without the adjudicator (rule Q8)?
+ * True if the id was created in the current (sub)transaction.
+ */
+extern bool au_storage_unpublished(Relation rel);
+
+/* Send one chunk (docs/formats.md, Ingest); waits for durability. */
+typedef struct IngestEntry
+{
+	Bytes		key;
+	Bytes		value;
+} IngestEntry;
+extern Tau	au_ingest(const IngestEntry *entries, int n);
+
+/* Commit only these key/values, at once, outside the current transaction. */
+extern void au_commit_autonomous(Bytes key, Bytes value);
+
+/* ------------------------------------------------------- messages.c, client.c */
+
+/* msgpack writers */
+extern void au_mp_array(StringInfo buf, uint32 n);
+extern void au_mp_int(StringInfo buf, int64 v);
+extern void au_mp_nil(StringInfo buf);
+extern void au_mp_bool(StringInfo buf, bool v);
+extern void au_mp_bin(StringInfo buf, const void *data, uint32 len);
+extern void au_mp_str(StringInfo buf, const char *s);
+
+/* msgpack reader; every function ereports 08P01 on malformed input */
+typedef struct MpReader
+{
+	const uint8 *p;
+	const uint8 *end;
+} MpReader;
+extern uint32 au_mp_read_array(MpReader *r);
+extern int64 au_mp_read_int(MpReader *r);
+extern bool au_mp_read_nil(MpReader *r);	/* consumes nil, else false */
+extern bool au_mp_read_bool(MpReader *r);
+extern Bytes au_mp_read_bin(MpReader *r);	/* bin or str */
+extern void au_mp_skip(MpReader *r);
+
+/* Connections to a service; reconnected on demand, one per backend. */
+typedef enum AuService
+{
+	AU_COMMIT_SERVICE,
+	AU_STORAGE_SERVICE,
+	AU_NUM_SERVICES
+} AuService;
+
+/*
+ * Send one framed message (buf without the length prefix) and wait for one
+ * reply, honouring interrupts unless they are held.  *reply is valid until
+ * the next call.  Returns false if the connection failed (nothing is known of
+ * the request's fate); ereports on Error messages.
+ */
+extern bool au_call(AuService service, StringInfo request, MpReader *reply, int timeout_ms);
+extern bool au_send(AuService service, StringInfo request);
+extern void au_disconnect(AuService service);
+
+/* ------------------------------------------------------------------ reader.c */
+
+/*
+ * Read up to max_rows/max_bytes entries of [lo, hi) as of tau into buf as a
+ * batch (docs/formats.md §5).  *more = false when the range is exhausted.
+ */
+extern void au_read_range(Bytes lo, Bytes hi, bool backward, Tau tau,
+						  uint32 max_rows, uint32 max_bytes, StringInfo buf, bool *more);
+
+/* Read one key into buf (batch of one entry, or empty); true if found. */
+extern bool au_read_key(Bytes key, Tau tau, StringInfo buf);
+
+/* rows and bytes of a storage id, as of the newest applied time */
+extern void au_read_stats(RelId relid, int64 *rows, int64 *bytes);
+
+/* --------------------------------------------- ddl_capture.c, ddl_apply.c */
+
+/*
+ * Called in PRE_COMMIT: if this transaction changed catalogs, append the DDL
+ * record to buf and fill the lists (of uint64 *, palloc'd) of changed
+ * relations and of those whose rows it depends on.  False if nothing changed.
+ */
+extern bool au_ddl_collect(StringInfo record, List **changed, List **depends);
+
+/* n of the newest DDL record applied in this query processor */
+extern int64 au_ddl_applied(void);
+
+/* Write n into the local table of applied records, in this transaction. */
+extern void au_ddl_mark_applied(int64 n);
+
+/* Wait until the local catalog contains record n (rule Q5). */
+extern void au_ddl_wait_applied(int64 n);
+
+/* After the local commit of record n at tau: publish to other backends. */
+extern void au_ddl_committed(int64 n, Tau tau, List *changed);
+
+extern void au_ddl_register(void);	/* background worker, from _PG_init */
+
+/* --------------------------------------------------------------- sequence.c */
+
+/* Called in PRE_COMMIT and at the end of read-only transactions. */
+extern void au_sequences_before_commit(void);
+
+/* Raise local sequences to their durable bounds (after a rebuild or crash). */
+extern void au_sequences_restore(void);
+
+/* ----------------------------------------------- hooks installed by _PG_init */
+extern void au_utility_init(void);
+extern void au_planner_init(void);
+extern void au_session_init(void);
+extern void au_shmem_init(void);
+extern void au_transaction_init(void);
+
+/* ----------------------------------------------------------------- shmem.c */
+
+/* The shared page (docs/formats.md §7). */
+typedef enum PageWord
+{
+	PAGE_MAGIC = 0,
+	PAGE_GENERATION = 3,
+	PAGE_SEQLOCK = 4,
+	PAGE_ACKED = 5,
+	PAGE_DDL = 6,
+	PAGE_APPLIED = 7,
+	PAGE_HORIZON = 8,
+	PAGE_COMMIT_PID = 9,
+	PAGE_STORAGE_PID = 10,
+	PAGE_SLOTS = 512
+} PageWord;
+
+extern int64 au_page_read(PageWord word);
+extern void au_page_snapshot(Tau *acked, int64 *ddl);	/* consistent pair */
+extern void au_page_set_slot(Tau tau_start);	/* this backend's slot; 0 frees */
+extern uint64 au_next_insert_stamp(void);	/* hidden keys: strictly increasing */
+
+/* -------------------------------------------------------------- settings.c */
+extern char *au_run_directory;	/* sockets and the shared page */
+extern char *au_storage_directory;
+extern int	au_storage_driver;	/* 0 attached, 1 socket */
+extern int	au_service_timeout_ms;
+extern int	au_write_buffer_limit_kb;
+extern bool au_enabled;			/* false while the image is built */
+
+#endif							/* AUSTRALIS_H */
