@@ -263,8 +263,10 @@ extern void au_table_key(StringInfo buf, Relation rel, const TableLayout *layout
 /* Is this relation stored by us (our table AM or our index AM, permanent)? */
 extern bool au_is_our_table(Relation rel);
 extern bool au_is_our_index(Relation rel);
-extern Oid	au_table_am_oid(void);
-extern Oid	au_index_am_oid(void);
+
+/* fixed oids of our pg_am rows (postgres/bootstrap.sql) */
+#define AU_TABLE_AM_OID ((Oid) 9002)
+#define AU_INDEX_AM_OID ((Oid) 9403)
 
 /* ------------------------------------------------- index entries: index_am.c */
 
@@ -412,6 +414,11 @@ extern void au_ddl_wait_applied(int64 n);
 
 /* After the local commit of record n at tau: publish to other backends. */
 extern void au_ddl_committed(int64 n, Tau tau, List *changed);
+
+/* tau of the last change of a relation known here; 0 if long ago */
+extern Tau	au_ddl_last_change(uint64 relation_name);
+extern Size au_ddl_shmem_size(void);
+extern void au_ddl_shmem_init(void);
 
 extern void au_ddl_register(void);	/* background worker, from _PG_init */
 
