@@ -1,0 +1,1 @@
+"""SQL differential suite: the same statements on two servers, every observable part of the answers compared."""
