@@ -1,0 +1,182 @@
+"""What kind of difference is this? Outputs of psql -a, cut into statements, compared and sorted into classes.
+
+psql -a echoes the file's lines, so an output is a sequence of (echoed lines, answer). The pairs of expected and actual
+output are aligned by their echo; each pair whose answers differ gets one class, the first that applies.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Block:
+    """A statement's echo and what the server said to it."""
+
+    echo: tuple[str, ...]
+    answer: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DifferentBlock:
+    """A statement answered differently."""
+
+    line: int  # in the actual output
+    echo: tuple[str, ...]
+    expected: tuple[str, ...]
+    actual: tuple[str, ...]
+    kind: str
+    removed: int
+    added: int
+
+
+def cut(output: str, sql_lines: set[str]) -> list[Block]:
+    """Blocks of an output; a line that stands in the sql file counts as echo."""
+    blocks: list[Block] = []
+    echo: list[str] = []
+    answer: list[str] = []
+    for line in output.split("\n"):
+        if line in sql_lines:
+            if answer:
+                blocks.append(Block(tuple(echo), tuple(answer)))
+                echo, answer = [], []
+            echo.append(line)
+        else:
+            answer.append(line)
+    blocks.append(Block(tuple(echo), tuple(answer)))
+    return blocks
+
+
+def cut_permutations(output: str) -> list[Block]:
+    """Blocks of an isolationtester output: one per permutation."""
+    blocks: list[Block] = []
+    echo: list[str] = []
+    answer: list[str] = []
+    for line in output.split("\n"):
+        if line.startswith("starting permutation:"):
+            blocks.append(Block(tuple(echo), tuple(answer)))
+            echo, answer = [line], []
+        else:
+            answer.append(line)
+    blocks.append(Block(tuple(echo), tuple(answer)))
+    return blocks
+
+
+def _has(pattern: str) -> Callable[[str], bool]:
+    compiled = re.compile(pattern, re.MULTILINE)
+    return lambda text: compiled.search(text) is not None
+
+
+_LOST = _has(r"server closed the connection|connection to server (was lost|at .* failed)|PANIC:|TRAP:|terminating conn")
+_SERIALIZATION = _has(r"could not serialize access|OC00[01]|change conflicts with another transaction")
+_PLAN = _has(r"QUERY PLAN|^\s*EXPLAIN|explain_|Seq Scan|Index (Only )?Scan|Bitmap Heap Scan")
+_OTHER_AM = _has(r"access method \"?(gin|gist|hash|brin|spgist)|\b(gin|gist|spgist|brin|hash)\b.*(not supported|index)")
+_AM_NAME = _has(r"heap_local|btree_local|australis")
+_SYSTEM_COLUMN = _has(r"\b(ctid|xmin|xmax|cmin|cmax|tableoid)\b|\(\d+,\d+\)$")
+_REFUSED = _has(r"ERROR:.*(not supported|unsupported|cannot be used|not (yet )?implemented|is disabled)")
+_MISSING_OBJECT = _has(r"ERROR:.*(does not exist|already exists|current transaction is aborted|no portal|no unique)")
+_DEPENDENT = _has(r"depends on|other objects depend")
+_ERROR = _has(r"^(psql:.*)?(ERROR|FATAL):")
+_NOTE = re.compile(r"^(NOTICE|WARNING|INFO|HINT|DETAIL|LINE \d+|CONTEXT|\s*\^|LOG|DEBUG)|^\s+\^\s*$")
+_NUMBERS = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?")
+_WAITING = _has(r"<waiting \.\.\.>|<\.\.\. completed>")
+
+
+def kind_of(echo: tuple[str, ...], expected: tuple[str, ...], actual: tuple[str, ...]) -> str:
+    """The class of one differing answer."""
+    removed = list((Counter(expected) - Counter(actual)).elements())
+    added = list((Counter(actual) - Counter(expected)).elements())
+    statement, gone, new = "\n".join(echo), "\n".join(removed), "\n".join(added)
+    if _LOST(new):
+        return "CONNECTION LOST"
+    if not removed and not added:
+        return "row order"
+    if _WAITING(gone) and not _SERIALIZATION(new):
+        return "nothing waits (optimistic)"
+    if _SERIALIZATION(new) and not _SERIALIZATION(gone):
+        return "conflict at commit (40001)"
+    if _AM_NAME(new) or _AM_NAME(gone):
+        return "names of access methods"
+    if _OTHER_AM(new) or (_ERROR(new) and _OTHER_AM(statement)):
+        return "other index access method refused"
+    if _REFUSED(new):
+        return "refused: " + _message(added)
+    if _PLAN(statement) or _PLAN("\n".join(expected)) or _PLAN("\n".join(actual)):
+        return "plan shape"
+    if _ERROR(new) and not _ERROR(gone):
+        return "follow-up: object missing" if _MISSING_OBJECT(new) else "unexpected error: " + _message(added)
+    if _ERROR(gone) and not _ERROR(new):
+        return "follow-up: object missing" if _MISSING_OBJECT(gone) else "missing error: " + _message(removed)
+    if _ERROR(gone) and _ERROR(new):
+        return "other error: " + _message(added)
+    if _SYSTEM_COLUMN(statement) or _SYSTEM_COLUMN(gone):
+        return "ctid, xmin, tableoid"
+    if _DEPENDENT(gone) or _DEPENDENT(new):
+        return "order of dependent objects"
+    if all(_NOTE.match(line) for line in removed + added):
+        return "notices, hints, details"
+    if not removed or not added:
+        return "rows missing" if not added else "rows too many"
+    if _mask(removed) == _mask(added):
+        return "numbers differ"
+    return "other values"
+
+
+def _mask(lines: list[str]) -> list[str]:
+    return sorted(re.sub(r"\s+", " ", _NUMBERS.sub("#", line)).strip("-+ ") for line in lines)
+
+
+def _message(lines: list[str]) -> str:
+    for line in lines:
+        if match := re.search(r"(?:ERROR|FATAL):\s+(.*)", line):
+            return re.sub(r'"[^"]*"', '"…"', _NUMBERS.sub("#", match.group(1)))[:100]
+    return ""
+
+
+def differing_blocks(expected: list[Block], actual: list[Block]) -> list[DifferentBlock]:
+    """All statements answered differently, aligned by their echo."""
+    out: list[DifferentBlock] = []
+    lines = [0]
+    for block in actual:
+        lines.append(lines[-1] + len(block.echo) + len(block.answer))
+    for i, j in _align([b.echo for b in expected], [b.echo for b in actual]):
+        left = [x for b in expected[i[0] : i[1]] for x in b.answer]
+        right = [x for b in actual[j[0] : j[1]] for x in b.answer]
+        if left == right and i[1] - i[0] == j[1] - j[0] == 1:
+            continue
+        echo = tuple(x for b in actual[j[0] : j[1]] for x in b.echo) or tuple(
+            x for b in expected[i[0] : i[1]] for x in b.echo
+        )
+        removed = sum((Counter(left) - Counter(right)).values())
+        added = sum((Counter(right) - Counter(left)).values())
+        if left != right:
+            kind = kind_of(echo, tuple(left), tuple(right))
+            out.append(DifferentBlock(lines[j[0]] + 1, echo, tuple(left), tuple(right), kind, removed, added))
+    return out
+
+
+Span = tuple[int, int]
+
+
+def _align(a: list[tuple[str, ...]], b: list[tuple[str, ...]]) -> list[tuple[Span, Span]]:
+    if a == b:
+        return [((i, i + 1), (i, i + 1)) for i in range(len(a))]
+    out: list[tuple[Span, Span]] = []
+    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
+    for tag, i1, i2, j1, j2 in matcher.get_opcodes():
+        if tag == "equal":
+            out += [((i, i + 1), (i - i1 + j1, i - i1 + j1 + 1)) for i in range(i1, i2)]
+        else:
+            out.append(((i1, i2), (j1, j2)))
+    return out
+
+
+def expected_outputs(directory: Path, name: str) -> list[Path]:
+    """expected/NAME.out and its alternatives NAME_0.out .. NAME_9.out."""
+    paths = [directory / f"{name}.out", *(directory / f"{name}_{i}.out" for i in range(10))]
+    return [p for p in paths if p.exists()]
