@@ -1,0 +1,1 @@
+"""What services say to each other: messages and framing, one definition (docs/formats.md §6)."""

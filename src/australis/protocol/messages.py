@@ -1,0 +1,353 @@
+"""All messages between query processors and services, and between services (docs/formats.md §6).
+
+A message is one msgpack array whose first element is its tag. Receivers ignore additional elements at the end, so a
+later version may append fields. What must hold: a decoded message is checked in shape (types and lengths of parallel
+lists) before anything acts on it; `decode` raises ProtocolError otherwise and the connection is closed by its owner.
+
+Values of a write set are never decoded here (`msgspec.Raw`): the bytes of the whole message are what the journal keeps
+and what storage applies.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+import msgspec
+
+from australis.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+
+
+class Mode(IntEnum):
+    """Row lock modes of PostgreSQL, weakest first; bits 0-1 of a mode byte."""
+
+    KEY_SHARE = 0
+    SHARE = 1
+    NO_KEY_UPDATE = 2
+    UPDATE = 3
+
+
+class ModeFlag(IntFlag):
+    """Flags of a mode byte."""
+
+    BLIND = 0x04  # neither checked nor recorded
+    LOCK_ONLY = 0x08  # no value is applied
+    DELETE = 0x10  # tombstone
+    VALIDATE_ONLY = 0x20  # checked, not recorded; implies LOCK_ONLY
+
+
+MODE_MASK = 0x03
+
+
+class Outcome(IntEnum):
+    """What became of a transaction."""
+
+    COMMITTED = 0
+    CONFLICT = 1  # 40001, OC000
+    SCHEMA_CONFLICT = 2  # 40001, OC001
+    REFUSED = 3  # certainly not committed, may be tried again
+    TOO_LARGE = 4  # 54000
+    PENDING = 5  # ResolveReply only: nothing certain is known
+    KILLED = 6  # ResolveReply only: certainly never commits
+
+
+class ReadStatus(IntEnum):
+    """How a read ended."""
+
+    OK = 0
+    BELOW_HORIZON = 1
+    NOT_FRESH = 2
+    ERROR = 3
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Base of all messages."""
+
+
+class Hello(Message, frozen=True, array_like=True, gc=False, tag=1):
+    """First message of a connection, and its answer. Clients send generation 0, the service its own."""
+
+    protocol: int
+    cluster: bytes
+    role: str
+    generation: int
+
+
+class Commit(Message, frozen=True, array_like=True, gc=False, tag=2):
+    """A write set to decide (rules A3-A8).
+
+    `keys[i]` has mode `modes[i]`; `checks` are half-open key ranges of SERIALIZABLE reads; `ddl` is (n, changed
+    relations, relations whose rows it depends on); `drops` are storage ids that this commit makes garbage.
+    """
+
+    generation: int
+    txid: bytes
+    attempt: int
+    tau_start: int
+    flags: int
+    keys: list[bytes]
+    modes: bytes
+    values: msgspec.Raw
+    checks: list[tuple[bytes, bytes, int]]
+    relations: list[int]
+    ddl: tuple[int, list[int], list[int]] | None
+    drops: list[int]
+
+
+class CommitReply(Message, frozen=True, array_like=True, gc=False, tag=3):
+    """The answer to Commit."""
+
+    txid: bytes
+    outcome: int
+    tau: int
+    detail: str
+
+
+class Resolve(Message, frozen=True, array_like=True, gc=False, tag=4):
+    """What became of txid? If it has not committed, it never will after the answer KILLED (rule Q2).
+
+    With `tau_start` of the transaction the answer is exact however long ago it was; with -1 it may be PENDING.
+    """
+
+    txid: bytes
+    tau_start: int = -1
+
+
+class ResolveReply(Message, frozen=True, array_like=True, gc=False, tag=5):
+    """The answer to Resolve: COMMITTED with its time, KILLED, or PENDING."""
+
+    txid: bytes
+    outcome: int
+    tau: int
+
+
+class Ingest(Message, frozen=True, array_like=True, gc=False, tag=6):
+    """A chunk of rows of a storage id that nobody can read yet (rule Q8)."""
+
+    generation: int
+    txid: bytes
+    seq: int
+    keys: list[bytes]
+    modes: bytes
+    values: msgspec.Raw
+
+
+class IngestReply(Message, frozen=True, array_like=True, gc=False, tag=7):
+    """The chunk is durable and readable at tau (or was refused)."""
+
+    txid: bytes
+    seq: int
+    outcome: int
+    tau: int
+
+
+class Drop(Message, frozen=True, array_like=True, gc=False, tag=8):
+    """Storage ids that an aborted transaction left behind; no answer."""
+
+    relations: list[int]
+
+
+class Error(Message, frozen=True, array_like=True, gc=False, tag=9):
+    """The request was not understood or nothing certain can be said about it."""
+
+    sqlstate: str
+    message: str
+
+
+class Get(Message, frozen=True, array_like=True, gc=False, tag=20):
+    """Read keys as of tau."""
+
+    id: int
+    tau: int
+    keys: list[bytes]
+
+
+class GetReply(Message, frozen=True, array_like=True, gc=False, tag=21):
+    """One entry per key, in order (docs/formats.md §5)."""
+
+    id: int
+    status: int
+    batch: bytes
+
+
+class Scan(Message, frozen=True, array_like=True, gc=False, tag=22):
+    """Read up to max_rows entries or max_bytes of [lo, hi) as of tau."""
+
+    id: int
+    tau: int
+    lo: bytes
+    hi: bytes
+    backward: bool
+    max_bytes: int
+    max_rows: int
+
+
+class ScanReply(Message, frozen=True, array_like=True, gc=False, tag=23):
+    """A batch; `more` says that the range goes on behind its last key."""
+
+    id: int
+    status: int
+    more: bool
+    batch: bytes
+
+
+class Stats(Message, frozen=True, array_like=True, gc=False, tag=24):
+    """Ask for rows and bytes of storage ids."""
+
+    id: int
+    relations: list[int]
+
+
+class StatsReply(Message, frozen=True, array_like=True, gc=False, tag=25):
+    """(storage id, rows, bytes) per relation asked for."""
+
+    id: int
+    stats: list[tuple[int, int, int]]
+
+
+class Status(Message, frozen=True, array_like=True, gc=False, tag=30):
+    """Ask a service how it is."""
+
+
+class StatusReply(Message, frozen=True, array_like=True, gc=False, tag=31):
+    """Names and numbers (or texts) of a service's state."""
+
+    status: dict[str, int | float | str]
+
+
+class Subscribe(Message, frozen=True, array_like=True, gc=False, tag=40):
+    """Feed: send every valid record behind this position (sequence 0 = from the very first)."""
+
+    sequence: int
+    generation: int
+    hash: bytes
+    applied: int
+
+
+class FeedStatus(IntEnum):
+    """Whether a subscription can be served."""
+
+    OK = 0
+    GONE = 1  # the journal no longer reaches back to this position: restore a snapshot
+    DIVERGED = 2  # the subscriber holds something that the journal never held: rebuild
+
+
+class FeedStart(Message, frozen=True, array_like=True, gc=False, tag=41):
+    """Feed: the answer to Subscribe.
+
+    `rollback` >= 0: first discard everything above that time (it was fed before it was journaled and never was
+    journaled, rule T3), then continue behind (sequence, record_generation, hash).
+    """
+
+    status: int
+    generation: int
+    rollback: int
+    sequence: int
+    record_generation: int
+    hash: bytes
+
+
+class FeedRecord(Message, frozen=True, array_like=True, gc=False, tag=42):
+    """Feed: one record. `body` is the message as the query processor sent it."""
+
+    sequence: int
+    generation: int
+    hash: bytes
+    kind: int
+    flags: int
+    tau: int
+    txid: bytes
+    body: bytes
+
+
+class Applied(Message, frozen=True, array_like=True, gc=False, tag=43):
+    """Feed, back: everything up to here is applied."""
+
+    sequence: int
+    tau: int
+
+
+class Trim(Message, frozen=True, array_like=True, gc=False, tag=44):
+    """Feed, back: records up to this sequence are in two durable snapshots or in none that counts (rule S3)."""
+
+    sequence: int
+
+
+ClientMessage = Hello | Commit | Resolve | Ingest | Drop | Status | Subscribe | Applied | Trim
+"""What the commit service accepts."""
+
+ReadMessage = Hello | Get | Scan | Stats | Status
+"""What the storage service accepts."""
+
+AnyMessage = (
+    Hello
+    | Commit
+    | CommitReply
+    | Resolve
+    | ResolveReply
+    | Ingest
+    | IngestReply
+    | Drop
+    | Error
+    | Get
+    | GetReply
+    | Scan
+    | ScanReply
+    | Stats
+    | StatsReply
+    | Status
+    | StatusReply
+    | Subscribe
+    | FeedStart
+    | FeedRecord
+    | Applied
+    | Trim
+)
+
+encoder = msgspec.msgpack.Encoder()
+client_decoder: msgspec.msgpack.Decoder[ClientMessage] = msgspec.msgpack.Decoder(ClientMessage)
+read_decoder: msgspec.msgpack.Decoder[ReadMessage] = msgspec.msgpack.Decoder(ReadMessage)
+any_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+encode = encoder.encode
+
+
+def check_commit(commit: Commit) -> None:
+    """Raise ProtocolError unless the lists of a commit belong together."""
+    if len(commit.keys) != len(commit.modes) or len(commit.txid) != 16:
+        raise ProtocolError("Commit: keys, modes and txid do not fit together")
+    if not is_array_of(commit.values, len(commit.keys)):
+        raise ProtocolError("Commit: one value (or nil) per key expected")
+    if any(len(key) < 8 for key in commit.keys):
+        raise ProtocolError("Commit: a key is shorter than a relation id")
+
+
+def check_ingest(ingest: Ingest) -> None:
+    """Raise ProtocolError unless the lists of a chunk belong together."""
+    if len(ingest.keys) != len(ingest.modes) or len(ingest.txid) != 16:
+        raise ProtocolError("Ingest: keys, modes and txid do not fit together")
+    if not is_array_of(ingest.values, len(ingest.keys)):
+        raise ProtocolError("Ingest: one value (or nil) per key expected")
+    if any(len(key) < 8 for key in ingest.keys):
+        raise ProtocolError("Ingest: a key is shorter than a relation id")
+
+
+def is_array_of(raw: msgspec.Raw, count: int) -> bool:
+    """Is raw a msgpack array with `count` elements? Looks at its header only."""
+    view = memoryview(raw)
+    if len(view) == 0:
+        return False
+    first = view[0]
+    if 0x90 <= first <= 0x9F:
+        return first - 0x90 == count
+    if first == 0xDC:
+        return int.from_bytes(view[1:3], "big") == count
+    if first == 0xDD:
+        return int.from_bytes(view[1:5], "big") == count
+    return False
+
+
+def decode_values(message: Commit | Ingest) -> list[bytes | None]:
+    """Values of a write set: for tools and tests, never on the path of a commit."""
+    return msgspec.msgpack.decode(message.values, type=list[bytes | None])
