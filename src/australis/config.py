@@ -1,0 +1,117 @@
+"""The configuration file `<data>/australis.toml`: few keys, each optional, each checked before anything starts.
+
+What must hold: a key that is unknown or of the wrong type is a one-line error that names file and key; nothing has been
+changed on disk by then. Values given on the command line win over the file, the file over the defaults.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+
+from australis.errors import AustralisError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE_NAME = "australis.toml"
+DRIVER_VARIABLE = "AUSTRALIS_STORAGE_DRIVER"
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+# Settings of PostgreSQL that the launcher owns: changing them would break the cluster, not tune it.
+OWN_SETTINGS = frozenset(
+    {
+        "data_directory",
+        "fsync",
+        "hba_file",
+        "ident_file",
+        "external_pid_file",
+        "listen_addresses",
+        "port",
+        "unix_socket_directories",
+        "shared_preload_libraries",
+        "dynamic_library_path",
+        "wal_level",
+        "max_wal_senders",
+        "max_connections",
+        "max_prepared_transactions",
+        "archive_mode",
+        "primary_conninfo",
+        "default_table_access_method",
+        "logging_collector",
+        "log_destination",
+        "ssl",
+    }
+)
+
+
+class ConfigError(AustralisError):
+    """The configuration file cannot be used; the message is one line and says what to change."""
+
+
+class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Certificate chain and private key (PEM files) for encrypted client connections."""
+
+    certificate: str
+    key: str
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All keys of the file. Times in seconds, sizes in megabytes."""
+
+    port: Port | None = None  # None: 5432, or the next free one
+    listen: list[str] = msgspec.field(default_factory=lambda: ["127.0.0.1", "::1"])
+    connections: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
+    storage_driver: Literal["attached", "socket"] = "attached"
+    write_buffer_mb: Positive | None = None
+    retention: Annotated[float, msgspec.Meta(ge=1)] | None = None
+    handover: bool = True  # give client sockets to the backend instead of relaying bytes
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    tls: Tls | None = None
+    postgresql: dict[str, str | int | float | bool] = {}  # more settings for postgresql.conf
+
+
+def load(directory: Path) -> Config:
+    """Read `australis.toml` in `directory`; defaults when there is none.
+
+    The environment variable `AUSTRALIS_STORAGE_DRIVER` wins over the file (tests run on both drivers).
+    Raises ConfigError.
+    """
+    file = directory / FILE_NAME
+    content: dict[str, object] = {}
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        pass
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}); correct it or remove the file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}; correct it or remove the file") from error
+    driver = os.environ.get(DRIVER_VARIABLE)
+    if driver:
+        content["storage_driver"] = driver
+    try:
+        config = msgspec.convert(content, Config)
+    except msgspec.ValidationError as error:
+        known = ", ".join(field.name for field in msgspec.structs.fields(Config))
+        hint = f" (known keys: {known})" if "unknown field" in str(error) else ""
+        raise ConfigError(f"{file}: {_in_words(str(error))}{hint}") from error
+    for name in config.postgresql:
+        if name.lower() in OWN_SETTINGS or name.lower().startswith("australis."):
+            raise ConfigError(f"{file}: [postgresql] {name} is set by Australis itself; remove it")
+    return config
+
+
+def _in_words(message: str) -> str:
+    """Turn msgspec's "Expected `int`, got `str` - at `$.port`" into "port: expected int, got str"."""
+    text, separator, path = message.partition(" - at `$.")
+    if not separator:
+        text = text.replace("Object contains unknown field", "unknown key")
+        return text.replace("`", '"') if "unknown key" in text else text
+    text = text.replace("Object contains unknown field", "unknown key")
+    return f"{path.rstrip('`')}: {text[0].lower()}{text[1:]}".replace("`", '"')

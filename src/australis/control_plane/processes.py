@@ -1,0 +1,206 @@
+"""Child processes: started bound to our life, their output bounded, and what an earlier run left behind.
+
+What must hold: no child outlives the supervisor (bound_exec.py), a child's output can neither fill the disk nor block
+it, and before a cluster starts no process of an earlier run works in its directory. The directory's lock, held by the
+caller, is what makes killing such leftovers safe: there is no other supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import structlog
+
+from australis.control_plane.layout import ClusterError
+from australis.logs import FILE_BYTES, KEPT_FILES
+
+BOUND_EXEC = str(Path(__file__).with_name("bound_exec.py"))
+LINE_BYTES = 16 << 10  # longer lines are cut into pieces
+KEPT_LINES = 20
+LEFTOVER_SECONDS = 10.0
+
+log = structlog.get_logger()
+
+
+class Child:
+    """A running child. Create with `spawn`."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, file: Path) -> None:
+        self.name = name
+        self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self.started = time.monotonic()
+        self._process = process
+        self._output = _output_log(name, file)
+        self._news = asyncio.Event()
+        self._reader = asyncio.create_task(self._read(), name=f"output of {name}")
+
+    @classmethod
+    async def spawn(
+        cls,
+        name: str,
+        command: Sequence[str],
+        file: Path,
+        *,
+        directory: Path,
+        environment: Mapping[str, str] | None = None,
+        death_signal: signal.Signals = signal.SIGKILL,
+    ) -> Child:
+        """Start `command` in `directory`; its stdout and stderr go to the bounded log `file`."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", BOUND_EXEC, str(os.getpid()), str(int(death_signal)), *command),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=environment,
+            cwd=directory,
+            # Control-C at the terminal is for the supervisor alone.
+            start_new_session=True,
+            limit=LINE_BYTES,
+        )
+        return cls(name, process, file)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.returncode is None
+
+    async def wait(self) -> int:
+        """Exit status (negative: the signal), once all output has been read."""
+        status = await self._process.wait()
+        with contextlib.suppress(TimeoutError):  # a grandchild may hold the pipe a little longer
+            await asyncio.wait_for(asyncio.shield(self._reader), 1.0)
+        return status
+
+    def signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    async def stop(self, number: signal.Signals, timeout: float) -> int:
+        """Ask with `number`, insist with SIGKILL after `timeout` seconds."""
+        self.signal(number)
+        try:
+            return await asyncio.wait_for(self.wait(), timeout)
+        except TimeoutError:
+            log.error("child.killed", child=self.name, pid=self.pid, after=timeout)
+            self.signal(signal.SIGKILL)
+            return await self.wait()
+
+    async def line(self, prefix: str) -> str:
+        """The first line of output that starts with `prefix`; EOFError when the output ends without one."""
+        while True:
+            for text in self.last_lines:
+                if text.startswith(prefix):
+                    return text
+            if self._reader.done():
+                raise EOFError(self.last_words())
+            self._news.clear()
+            await self._news.wait()
+
+    def last_words(self) -> str:
+        """The line that says best why the child ended."""
+        for text in reversed(self.last_lines):
+            for mark in ("FATAL:", "PANIC:", "error:"):
+                if mark in text:
+                    return text[text.index(mark) + len(mark) :].strip()
+        return self.last_lines[-1] if self.last_lines else "no output"
+
+    async def _read(self) -> None:
+        stream = self._process.stdout
+        assert stream is not None
+        while True:
+            try:
+                line = await stream.readuntil(b"\n")
+            except asyncio.IncompleteReadError as error:
+                line = error.partial
+                if not line:
+                    break
+            except asyncio.LimitOverrunError as error:
+                line = await stream.readexactly(max(error.consumed, 1))
+            text = line.decode(errors="replace").rstrip("\n")
+            self.last_lines.append(text)
+            self._output.info("%s", text)
+            self._news.set()
+        self._news.set()
+
+
+def _output_log(name: str, file: Path) -> logging.Logger:
+    """A logger that writes lines as they are into a rotating file."""
+    logger = logging.getLogger(f"australis.output.{name}")
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        handler = logging.handlers.RotatingFileHandler(
+            file, maxBytes=FILE_BYTES, backupCount=KEPT_FILES, encoding="utf-8", delay=True
+        )
+        logger.addHandler(handler)
+    return logger
+
+
+def _left_in(directory: Path, program: bytes) -> list[int]:
+    """Processes of this user that work in exactly this directory and whose command line contains `program`."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            if os.readlink(f"/proc/{name}/cwd").removesuffix(" (deleted)") != str(directory):
+                continue
+            if program in Path(f"/proc/{name}/cmdline").read_bytes():
+                found.append(int(name))
+        except OSError:  # gone meanwhile, or another user's
+            continue
+    return found
+
+
+def end_leftovers(programs: Mapping[Path, bytes]) -> int:
+    """Kill what an earlier run left: processes working in a directory with that text in their command line.
+
+    Returns how many there were; raises ClusterError if one will not die. People's shells and editors are spared.
+    """
+    deadline = time.monotonic() + LEFTOVER_SECONDS
+    killed: set[int] = set()
+    while left := [pid for directory, program in programs.items() for pid in _left_in(directory, program)]:
+        if time.monotonic() > deadline:
+            raise ClusterError(f"process {left[0]} of an earlier run does not end; end it and start again")
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        _wait_for_end(left, min(deadline - time.monotonic(), 1.0))
+    return len(killed)
+
+
+def _wait_for_end(pids: Sequence[int], timeout: float) -> None:
+    """Wait until these processes, which need not be our children, are gone; at most `timeout` seconds."""
+    import select
+
+    poll = select.poll()
+    open_fds: set[int] = set()
+    deadline = time.monotonic() + timeout
+    try:
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                fd = os.pidfd_open(pid)
+                open_fds.add(fd)
+                poll.register(fd, select.POLLIN)
+        while open_fds and (left := deadline - time.monotonic()) > 0:
+            for fd, _ in poll.poll(left * 1000):
+                poll.unregister(fd)
+                os.close(fd)
+                open_fds.discard(fd)
+    finally:
+        for fd in open_fds:
+            os.close(fd)

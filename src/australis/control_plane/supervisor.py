@@ -1,0 +1,125 @@
+"""Keeps a service's process running: starts it, waits until it serves, restarts it when it dies.
+
+What must hold: a service that has served once is started again for as long as the cluster runs, at a bounded rate (0.1 s
+doubling to 5 s between attempts), and its neighbours are not restarted for it. A service that cannot start for the first
+time ends the start of the cluster with its own reason. Nothing is restarted once `stop` has begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from australis.control_plane.layout import ClusterError
+from australis.control_plane.processes import Child
+from australis.errors import AustralisError
+
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 5.0
+STABLE_AFTER = 30.0  # a life this long makes earlier failures forgotten
+
+log = structlog.get_logger()
+
+
+class Service:
+    """One supervised process.
+
+    `launch(failures)` spawns it; `failures` counts the attempts since it last served well. `ready(child)` returns once
+    it serves, or raises AustralisError.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        launch: Callable[[int], Awaitable[Child]],
+        ready: Callable[[Child], Awaitable[None]],
+        *,
+        stop_signal: signal.Signals = signal.SIGTERM,
+        stop_timeout: float = 10.0,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self.restarts = 0
+        self.serving = False
+        self._launch = launch
+        self._ready = ready
+        self._stop_signal = stop_signal
+        self._stop_timeout = stop_timeout
+        self._changed = changed
+        self._child: Child | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child is not None and self._child.running else None
+
+    async def start(self) -> None:
+        """First start. Raises ClusterError with the service's own reason; nothing is left running then."""
+        await self._attempt(0)
+
+    async def watch(self) -> None:
+        """Restart the process whenever it ends; returns only by cancellation."""
+        self._watcher = asyncio.current_task()
+        failures = 0
+        while True:
+            assert self._child is not None, "start comes first"
+            child = self._child
+            status = await child.wait()
+            self._set_serving(False)
+            lived = time.monotonic() - child.started
+            log.error("service.ended", service=self.name, status=status, lived=round(lived, 1), said=child.last_words())
+            failures = 0 if lived >= STABLE_AFTER else failures + 1
+            while True:
+                if failures > 1:
+                    await asyncio.sleep(min(FIRST_DELAY * 2 ** (failures - 2), LONGEST_DELAY))
+                try:
+                    await self._attempt(failures)
+                except ClusterError as error:
+                    failures += 1
+                    log.error("service.not_restarted", service=self.name, attempt=failures, cause=str(error))
+                else:
+                    break
+            self.restarts += 1
+            self._changed()
+
+    async def stop(self) -> None:
+        """End watching and the process, politely first."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.wait([self._watcher])
+        self._set_serving(False)
+        if self._child is not None and self._child.running:
+            status = await self._child.stop(self._stop_signal, self._stop_timeout)
+            log.info("service.stopped", service=self.name, status=status)
+
+    async def _attempt(self, failures: int) -> None:
+        begin = time.monotonic()
+        try:
+            child = self._child = await self._launch(failures)
+        except (AustralisError, OSError) as error:
+            raise ClusterError(f"{self.name}: {error}") from error
+        ended = asyncio.ensure_future(child.wait())
+        serves = asyncio.ensure_future(self._ready(child))
+        try:
+            await asyncio.wait({ended, serves}, return_when=asyncio.FIRST_COMPLETED)
+            if not serves.done() or serves.exception() is not None:
+                cause = child.last_words() if ended.done() else str(serves.exception())
+                raise ClusterError(f"{self.name}: {cause}")
+        except BaseException:
+            await child.stop(signal.SIGKILL, 5.0)
+            raise
+        finally:
+            for task in (ended, serves):
+                task.cancel()
+            await asyncio.gather(ended, serves, return_exceptions=True)
+        self._set_serving(True)
+        log.info("service.serving", service=self.name, pid=child.pid, seconds=round(time.monotonic() - begin, 3))
+
+    def _set_serving(self, serving: bool) -> None:
+        if serving != self.serving:
+            self.serving = serving
+            self._changed()

@@ -1,0 +1,179 @@
+"""Image 0: the data directory that every query processor of a cluster starts from.
+
+    initdb -> bootstrap.sql, opclasses.sql in template1 -> its files copied over template0 and postgres -> image.tar
+
+What must hold: everything in the image is deterministic (same PostgreSQL, same scripts: same OIDs), for the DDL log
+names objects by OID. The image is complete and synced before it gets its name, and carries a checksum: a torn or damaged
+one is made again, with the same content. It knows only the password of its making; later ones come with the DDL log.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import structlog
+
+from australis.errors import AustralisError
+from australis.files import write_atomically
+from australis.query_processor.installation import Installation
+from australis.query_processor.settings import DISPOSABLE, SMALL, literal
+
+SUPERUSER = "admin"
+SCRIPTS = ("bootstrap.sql", "opclasses.sql")
+TEMPLATE1, TEMPLATE0, POSTGRES = 1, 4, 5  # fixed OIDs of initdb's databases
+TIMEOUT = 60.0
+
+log = structlog.get_logger()
+
+
+class ImageError(AustralisError):
+    """The image could not be made; one line with PostgreSQL's own reason."""
+
+
+def build(image: Path, data: Path, installation: Installation, password: str) -> None:
+    """Build the image in `data` (emptied first, a ready data directory afterwards) and write it to `image`."""
+    clear(data)
+    _initdb(data, installation, password)
+    if installation.extension is not None:
+        _bootstrap(data, installation)
+        for database in (TEMPLATE0, POSTGRES):
+            # What CREATE DATABASE ... STRATEGY file_copy does, without new OIDs; the server is shut down.
+            _copy_database(data / "base" / str(TEMPLATE1), data / "base" / str(database))
+    temporary = image.with_name(image.name + ".new")
+    _run(["tar", "--create", "--file", str(temporary), "--directory", str(data), "--sort=name", "."])
+    checksum = _checksum(temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(image)
+    write_atomically(image.with_name(image.name + ".crc32c"), f"{checksum:08x} {image.stat().st_size}\n".encode())
+
+
+def extract(image: Path, data: Path) -> None:
+    """Make `data` a copy of the image. The directory itself stays: PostgreSQL finds its old shared memory by it."""
+    clear(data)
+    _run(["tar", "--extract", "--file", str(image), "--directory", str(data)])
+
+
+def clear(data: Path) -> None:
+    """Empty a query processor's data directory; it holds nothing durable."""
+    data.mkdir(mode=0o700, exist_ok=True)
+    for entry in os.scandir(data):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
+
+
+def whole(image: Path) -> bool:
+    """Is the image there, complete and undamaged?"""
+    try:
+        checksum, size = image.with_name(image.name + ".crc32c").read_text(encoding="ascii").split()
+        if image.stat().st_size != int(size):
+            return False
+        return _checksum(image) == int(checksum, 16)
+    except (OSError, ValueError):
+        return False
+
+
+def _checksum(file: Path) -> int:
+    import crc32c
+
+    value = 0
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            value = crc32c.crc32c(block, value)
+    return value
+
+
+def _initdb(data: Path, installation: Installation, password: str) -> None:
+    with tempfile.NamedTemporaryFile("w", prefix="australis-") as secret:
+        secret.write(password + "\n")
+        secret.flush()
+        _run(
+            [installation.program("initdb"), f"--pgdata={data}", f"--username={SUPERUSER}", f"--pwfile={secret.name}"]
+            + ["--no-sync", "--no-instructions", "--locale=C", "--encoding=UTF8", "--auth=scram-sha-256"]
+            + ["--wal-segsize=1", "--set=timezone=UTC", "--set=log_timezone=UTC"]
+        )
+
+
+def _bootstrap(data: Path, installation: Installation) -> None:
+    """Run our scripts in template1 on a server that only we can reach; shut down cleanly."""
+    assert installation.extension is not None
+    with tempfile.TemporaryDirectory(prefix="australis-") as run:
+        options = {
+            **DISPOSABLE,
+            **SMALL,
+            "autovacuum": False,
+            "shared_buffers": "16MB",
+            "max_connections": 5,
+            "listen_addresses": "",
+            "unix_socket_directories": run,
+            "unix_socket_permissions": "0700",
+            "port": 5432,
+            "hba_file": f"{run}/hba",
+            "shared_preload_libraries": str(installation.library),
+            "dynamic_library_path": f"{installation.extension}:$libdir",
+        }
+        (Path(run) / "hba").write_text("local all all trust\n", encoding="ascii")
+        (data / "postgresql.auto.conf").write_text(
+            "".join(f"{name} = {literal(value)}\n" for name, value in options.items()), encoding="utf-8"
+        )
+        control = [installation.program("pg_ctl"), "--silent", f"--pgdata={data}", f"--log={run}/log"]
+        try:
+            _run([*control, "--wait", f"--timeout={TIMEOUT:.0f}", "start"])
+        except ImageError as error:
+            raise ImageError(f"{error}: {_last_line(Path(run) / 'log')}") from error
+        try:
+            for name in SCRIPTS:
+                script = installation.extension / name
+                if not script.is_file():
+                    log.warning("image.script_missing", script=name)
+                    continue
+                _run(
+                    [installation.program("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", f"--file={script}"]
+                    + [f"--host={run}", f"--username={SUPERUSER}", "--dbname=template1"],
+                    PGOPTIONS="-c allow_system_table_mods=on -c client_min_messages=warning",
+                )
+        finally:
+            _run([*control, "--wait", "--mode=fast", "stop"])
+        (data / "postgresql.auto.conf").write_text("", encoding="ascii")
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    shutil.rmtree(target)
+    shutil.copytree(source, target)
+
+
+def _run(command: list[str], **environment: str) -> None:
+    # LC_ALL etc. of the caller must not find their way into the image.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
+    try:
+        subprocess.run(
+            command,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=TIMEOUT + 10,
+            env={**clean, "LC_ALL": "C", **environment},
+            cwd="/",
+        )
+    except subprocess.CalledProcessError as error:
+        output = error.stdout.decode(errors="replace").strip().splitlines()
+        reason = next((line for line in output if "ERROR" in line or "FATAL" in line or "error:" in line), None)
+        reason = reason or (output[-1] if output else f"exit status {error.returncode}")
+        raise ImageError(f"{os.path.basename(command[0])}: {reason}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ImageError(f"{os.path.basename(command[0])}: {error}") from error
+
+
+def _last_line(file: Path) -> str:
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return "no log"
+    return lines[-1] if lines else "empty log"

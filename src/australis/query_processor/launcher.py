@@ -1,0 +1,145 @@
+"""One query processor: its data directory, its command line, and whether it answers.
+
+    prepare -> command/environment (the supervisor spawns and watches) -> wait_ready -> ... -> mark_clean
+
+What must hold (rule S2): a data directory that the machine may have left half-written is never opened again. `boot.json`
+says in which boot it was last open and whether it was closed and synced since; if that boot is another one and the mark
+is missing, or the directory is damaged, it is made again from the image and catches up from the DDL log, with the
+same OIDs. Nothing of it is worth a repair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from australis.files import boot_id, read_json
+from australis.query_processor import image
+from australis.query_processor.installation import Installation
+from australis.query_processor.probe import NotReadyError, query
+from australis.query_processor.settings import CONFIG_FILE, HBA, Settings, render
+
+PROBE_INTERVAL = 0.02
+CANNOT_CONNECT_NOW: Final = "57P03"
+
+log = structlog.get_logger()
+
+
+class QueryProcessor:
+    """PostgreSQL in `directory` (query_processor/ of the cluster). Not thread-safe; one per process."""
+
+    stop_signal = signal.SIGINT  # fast shutdown: sessions end with 57P01
+    # The supervisor's death must not leave a server behind. Immediate shutdown: it also frees its shared memory.
+    death_signal = signal.SIGQUIT
+
+    def __init__(self, directory: Path, installation: Installation, password: str) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self.image = directory / "image.tar"
+        self._boot = directory / "boot.json"
+        self._installation = installation
+        self._password = password
+        self._socket: Path | None = None
+
+    def prepare(self, *, rebuild: bool = False) -> str:
+        """Make the data directory usable; returns what that took ("built", "rebuilt: <why>" or "kept").
+
+        No server may run on it. `rebuild` makes it again whatever it looks like. Blocking.
+        """
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        done = "kept"
+        if not image.whole(self.image):
+            image.build(self.image, self.data, self._installation, self._password)
+            done = "built"
+        elif reason := "asked for" if rebuild else self._unusable():
+            image.extract(self.image, self.data)
+            done = f"rebuilt: {reason}"
+        (self.data / "postmaster.pid").unlink(missing_ok=True)  # nothing runs: whatever it says is stale
+        self._mark(clean=False)
+        return done
+
+    def _unusable(self) -> str | None:
+        """Why the data directory must not be opened, if so."""
+        if not (self.data / "PG_VERSION").is_file() or not (self.data / "global" / "pg_control").is_file():
+            return "missing or incomplete"
+        mark = read_json(self._boot)
+        if not mark.get("clean") and mark.get("boot") != boot_id():
+            return "the machine stopped without closing it"
+        if mark.get("image") != self.image.stat().st_mtime_ns:
+            return "made from another image"
+        return None
+
+    def _mark(self, *, clean: bool) -> None:
+        mark = {"boot": boot_id(), "clean": clean, "image": self.image.stat().st_mtime_ns}
+        temporary = self._boot.with_suffix(".new")
+        temporary.write_bytes(msgspec.json.encode(mark))
+        temporary.replace(self._boot)
+
+    def configure(self, settings: Settings) -> None:
+        """Write the server's configuration files."""
+        self._socket = settings.run / f".s.PGSQL.{settings.port}"
+        (self.data / CONFIG_FILE).write_text(render(settings, self._installation), encoding="utf-8")
+        (self.data / "pg_hba.conf").write_text(HBA, encoding="ascii")
+
+    @property
+    def socket(self) -> Path:
+        assert self._socket is not None, "configure comes first"
+        return self._socket
+
+    def command(self) -> list[str]:
+        return [self._installation.program("postgres"), "-D", str(self.data)]
+
+    @staticmethod
+    def environment() -> dict[str, str]:
+        """The caller's environment without what would change the server's behaviour."""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
+        return {**clean, "LC_ALL": "C", "TZ": "UTC"}
+
+    async def wait_ready(self, timeout: float) -> None:
+        """Return once a session is admitted and answers. Raises NotReadyError with the last reason after `timeout` s."""
+        last = NotReadyError("not started")
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    try:
+                        await query(self.socket, "SELECT 1")
+                        return
+                    except NotReadyError as error:
+                        # Anything but "starting up" and "nobody listens yet" will not go away by waiting.
+                        if error.sqlstate not in ("", CANNOT_CONNECT_NOW):
+                            raise
+                        last = error
+                    await asyncio.sleep(PROBE_INTERVAL)
+        except TimeoutError:
+            raise NotReadyError(f"PostgreSQL did not serve within {timeout:.0f} s: {last}", last.sqlstate) from None
+
+    def mark_clean(self) -> None:
+        """After a clean shutdown: sync the files and note it, so that the next boot may use them. Blocking."""
+        start = time.monotonic()
+        files = 0
+        for folder, _, names in os.walk(self.data):
+            for name in [*names, "."]:
+                fd = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+                files += 1
+        self._mark(clean=True)
+        log.info("query_processor.clean", files=files, seconds=round(time.monotonic() - start, 3))
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A TCP port nobody uses at this moment."""
+    with socket.socket() as listener:
+        listener.bind((address, 0))
+        port: int = listener.getsockname()[1]
+        return port
