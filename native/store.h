@@ -106,9 +106,11 @@ extern const char *store_error(void);
 /*
  * Open the store in directory `path` for writing; creates both.  map_size 0:
  * the default.  STORE_UNCLEAN, STORE_DAMAGED: nothing is opened, the caller
- * may delete the directory's files and start again.
+ * may delete the directory's files and start again.  restored: data.mdb has
+ * just been put there from a copy (store_copy), whose own mark says nothing.
  */
-extern StoreStatus store_open_writer(const char *path, const uint8_t cluster[16], size_t map_size, Store **store);
+extern StoreStatus store_open_writer(const char *path, const uint8_t cluster[16], size_t map_size, bool restored,
+									 Store **store);
 
 /*
  * Open for reading beside a writer.  The process needs write permission on
@@ -182,7 +184,13 @@ typedef struct StoreRecord
  */
 extern StoreStatus store_apply(Store *store, const StoreRecord *records, size_t n, StoreBytes position);
 
-/* Undo everything above tau (rule T3); needs history back to tau. */
+/* Newest applied tau as the writer knows it. */
+extern int64_t store_applied(const Store *store);
+
+/*
+ * Undo everything above tau (rule T3); needs history back to tau.  Ingested
+ * chunks stay: nothing that was committed names their storage ids.
+ */
 extern StoreStatus store_rollback(Store *store, int64_t tau);
 
 /*
