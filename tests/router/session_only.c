@@ -1,0 +1,22 @@
+/*
+ * A stock PostgreSQL plus postgres/session.c and nothing else: the router's tests need no storage.
+ */
+#include "australis.h"
+
+#include "fmgr.h"
+#include "utils/guc.h"
+
+PG_MODULE_MAGIC;
+
+char	   *au_run_directory;
+
+void		_PG_init(void);
+
+void
+_PG_init(void)
+{
+	DefineCustomStringVariable("australis.run_directory", "Directory of the sockets.", NULL,
+							   &au_run_directory, "", PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	MarkGUCPrefixReserved("australis");
+	au_session_init();
+}
