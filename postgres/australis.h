@@ -130,13 +130,18 @@ extern void au_key_check_length(StringInfo buf, Relation rel);
 /* ------------------------------------------------------------- row_codec.c */
 
 /* Slot ops of our tables: a minimal tuple with system attributes. */
-extern const TupleTableSlotOps TTSOpsAustralis;
+extern TupleTableSlotOps TTSOpsAustralis;
+extern void au_row_init(void);
 
 typedef struct AustralisTupleTableSlot
 {
 	MinimalTupleTableSlot base;
 	uint32		xmin;			/* shown to users (rule Q7) */
 	bool		own;			/* written by the current transaction */
+	bool		show_own_xid;	/* core asks whether the row is ours: show the
+								 * real xid (see au_tuple_lock) */
+	char	   *buffer;			/* reused from row to row, in tts_mcxt */
+	Size		capacity;
 } AustralisTupleTableSlot;
 
 /* Append the row image of values/isnull to buf (detoasted, uncompressed). */
@@ -154,20 +159,36 @@ typedef enum WbKind
 {
 	WB_PUT,						/* key now has value */
 	WB_DELETE,					/* key is gone */
+	WB_LOCK,					/* row lock: no version, only a mode */
 } WbKind;
 
 /* One version of one key, written by this transaction. */
 typedef struct WbVersion
 {
-	struct WbVersion *older;	/* previous version of this transaction */
+	struct WbVersion *older;	/* previous version of this key */
+	struct WbVersion *written_before;	/* undo list, newest first */
 	struct WbEntry *entry;
 	CommandId	cmin;
 	int			nest_level;		/* GetCurrentTransactionNestLevel() */
-	WbKind		kind;
-	bool		speculative;
+	uint8		kind;			/* WbKind */
+	uint8		mode;			/* LockTupleMode */
+	bool		blind;			/* the adjudicator neither checks nor records */
 	uint32		value_len;
-	uint8		value[FLEXIBLE_ARRAY_MEMBER];
+	/* the value follows, MAXALIGNed */
 } WbVersion;
+
+#define WB_VALUE(v) ((const uint8 *) (v) + MAXALIGN(sizeof(WbVersion)))
+
+/* One key this transaction has written or locked. */
+typedef struct WbEntry
+{
+	struct WbRelation *relation;
+	WbVersion  *newest;
+	Bytes		key;
+} WbEntry;
+
+/* All keys of one relation id, in order. */
+typedef struct WbRelation WbRelation;
 
 /*
  * Write a version visible to commands after cid.  mode: the row lock mode
@@ -185,6 +206,32 @@ extern WbVersion *au_wb_lookup(Bytes key, CommandId curcid);
 
 /* Anything at all written for this relation id? */
 extern bool au_wb_has_relation(RelId relid);
+
+/* The relation's buffer or NULL; changes counts every write and flush. */
+extern WbRelation *au_wb_relation(RelId relid, bool create);
+extern uint64 au_wb_changes(WbRelation *relation);
+
+/* Bumped when versions are freed (flush): pointers taken before are void. */
+extern uint64 au_wb_generation(RelId relid);
+
+/* First entry at/after (forward) or at/before (backward) key. */
+extern WbEntry *au_wb_seek(WbRelation *relation, Bytes key, bool backward, bool equal);
+
+/* Newest version of an entry visible to curcid, locks skipped; or NULL. */
+extern WbVersion *au_wb_visible(WbEntry *entry, CommandId curcid);
+
+/* In-order walk over everything, for the commit message and for flushing. */
+typedef void (*WbVisitor) (WbEntry *entry, void *arg);
+extern void au_wb_walk(WbVisitor visitor, void *arg);
+extern void au_wb_walk_relation(WbRelation *relation, WbVisitor visitor, void *arg);
+
+/* Forget a relation's entries; memory goes back (after a flush). */
+extern void au_wb_clear_relation(WbRelation *relation);
+extern Size au_wb_relation_bytes(WbRelation *relation);
+extern bool au_wb_is_empty(void);
+extern void au_wb_subxact_abort(int nest_level);
+extern void au_wb_subxact_commit(int nest_level);
+extern void au_wb_reset(void);
 
 /* --------------------------------------------------------------- tid_map.c */
 
@@ -204,8 +251,13 @@ extern void au_tid_assign(ItemPointer tid, Bytes key, WbVersion *version, bool k
 /* Look a TID up; false if unknown (or forgotten). */
 extern bool au_tid_lookup(ItemPointer tid, TidTarget *target);
 
+extern void au_tid_reset(void);
+
 /* Does the running executor need TIDs to stay valid (ModifyTable, row marks)? */
 extern bool au_tid_keep;
+
+/* Do rows inserted by it need lasting TIDs (MERGE, writable CTEs, RETURNING)? */
+extern bool au_tid_keep_inserted;
 
 /* -------------------------------------------------------------- key_scan.c */
 
@@ -246,6 +298,10 @@ typedef struct TableLayout
 {
 	bool		hidden;			/* hidden 16-byte key */
 	bool		decided;		/* false: no row was ever written */
+	bool		has_primary;	/* the key's index still exists */
+	uint64		valid_in;		/* 0, or the only transaction serial it holds in */
+	Oid			index_oid;		/* the primary key that organises the rows */
+	RelFileNumber index_number;
 	int			ncolumns;
 	AttrNumber	attnums[INDEX_MAX_KEYS];
 	KeyColumn	columns[INDEX_MAX_KEYS];
@@ -253,6 +309,9 @@ typedef struct TableLayout
 
 /* Cached in rd_amcache; valid until the next relcache invalidation. */
 extern const TableLayout *au_table_layout(Relation rel);
+
+/* Write the layout record if no row was ever written (rule: before the row). */
+extern const TableLayout *au_table_layout_decide(Relation rel);
 
 /* Is this index the key of its table's storage (no entries of its own)? */
 extern bool au_index_is_primary(Relation heap, Relation index);
@@ -307,6 +366,9 @@ extern bool au_has_tau_start(void);
 extern const uint8 *au_txid(void);
 extern uint32 au_xmin(void);
 
+/* Changes with every transaction and every rolled back savepoint. */
+extern uint64 au_transaction_serial(void);
+
 /* Rule A5: this transaction writes or locks rows of rel. */
 extern void au_note_relation(Relation rel);
 
@@ -326,6 +388,16 @@ extern void au_note_storage_dropped(RelId relid);
  * True if the id was created in the current (sub)transaction.
  */
 extern bool au_storage_unpublished(Relation rel);
+
+/* As of which time storage is read for this relation id and command. */
+extern Tau	au_read_tau(RelId relid, CommandId curcid);
+
+/* Was anything ingested for this storage id in this transaction? */
+extern bool au_has_ingested(RelId relid);
+
+/* Ingest what is buffered for an unpublished relation when it is much. */
+extern void au_flush_if_large(Relation rel);
+extern void au_flush_relation(Relation rel);
 
 /* Send one chunk (docs/formats.md, Ingest); waits for durability. */
 typedef struct IngestEntry
@@ -377,6 +449,22 @@ typedef enum AuService
  */
 extern bool au_call(AuService service, StringInfo request, MpReader *reply, int timeout_ms);
 extern bool au_send(AuService service, StringInfo request);
+
+/* A message without an answer, on an existing connection; raises nothing. */
+extern void au_send_unanswered(AuService service, StringInfo message);
+
+extern void au_connect(AuService service);
+
+/* The same in steps, for the commit conversation (rule Q1). */
+typedef enum AuReceive
+{
+	AU_RECEIVED,
+	AU_LOST,					/* connection failed */
+	AU_TIMED_OUT,
+	AU_CANCEL,					/* a cancel or termination is pending */
+} AuReceive;
+extern AuReceive au_receive(AuService service, MpReader *reply, int timeout_ms, bool watch_cancel);
+extern int64 au_service_generation(AuService service);
 extern void au_disconnect(AuService service);
 
 /* ------------------------------------------------------------------ reader.c */
@@ -455,6 +543,7 @@ typedef enum PageWord
 } PageWord;
 
 extern int64 au_page_read(PageWord word);
+extern const uint8 *au_page_cluster(void);	/* 16 bytes */
 extern void au_page_snapshot(Tau *acked, int64 *ddl);	/* consistent pair */
 extern void au_page_set_slot(Tau tau_start);	/* this backend's slot; 0 frees */
 extern uint64 au_next_insert_stamp(void);	/* hidden keys: strictly increasing */

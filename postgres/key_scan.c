@@ -1,0 +1,380 @@
+/*-------------------------------------------------------------------------
+ *
+ * key_scan.c
+ *	  Storage as of tau_start merged with this transaction's own writes.
+ *
+ * A scan is defined by its last key, not by a cursor: rows come from storage
+ * in batches that are copied out, the next batch starts beyond the last key,
+ * and the write buffer is entered by key whenever it changed.  So nothing is
+ * pinned between calls, and a scan may be reversed, moved or left alone for
+ * hours.  For one key the newest own version visible to the command wins; an
+ * own deletion hides the stored row.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "australis.h"
+
+#include "port/pg_bswap.h"
+#include "utils/memutils.h"
+
+#define FIRST_BATCH_ROWS	48
+#define MAX_BATCH_ROWS		4096
+#define MAX_BATCH_BYTES		(256 * 1024)
+
+struct KeyScan
+{
+	StringInfoData lo;
+	StringInfoData hi;
+	CommandId	curcid;
+	RelId		relid;
+	MemoryContext context;
+
+	StringInfoData last;		/* last key returned or sought */
+	bool		started;		/* is `last` valid? */
+	bool		backward;
+
+	StringInfoData batch;
+	int			offset;			/* of the next entry in batch */
+	bool		have_batch;
+	bool		more;			/* storage has more beyond the batch */
+	uint32		batch_rows;
+	StringInfoData fetched_to;	/* last key of the batch */
+
+	WbRelation *wb;
+	uint64		wb_changes;
+	WbEntry    *wb_next;		/* NULL: none */
+	bool		wb_valid;
+};
+
+KeyScan *
+au_key_scan_begin(Bytes lo, Bytes hi, CommandId curcid)
+{
+	KeyScan    *s = palloc0(sizeof(KeyScan));
+	uint64		relid;
+
+	s->context = CurrentMemoryContext;
+	initStringInfoExt(&s->lo, lo.len + 16);
+	appendBinaryStringInfo(&s->lo, lo.data, lo.len);
+	initStringInfoExt(&s->hi, hi.len + 16);
+	appendBinaryStringInfo(&s->hi, hi.data, hi.len);
+	memcpy(&relid, lo.data, 8);
+	s->relid = pg_ntoh64(relid);
+	s->curcid = curcid;
+	s->batch_rows = FIRST_BATCH_ROWS;
+	return s;
+}
+
+void
+au_key_scan_hint(KeyScan *scan, int rows)
+{
+	scan->batch_rows = Max(1, Min(rows, MAX_BATCH_ROWS));
+}
+
+void
+au_key_scan_end(KeyScan *scan)
+{
+	pfree(scan->lo.data);
+	pfree(scan->hi.data);
+	if (scan->last.data)
+		pfree(scan->last.data);
+	if (scan->batch.data)
+		pfree(scan->batch.data);
+	if (scan->fetched_to.data)
+		pfree(scan->fetched_to.data);
+	pfree(scan);
+}
+
+static void
+remember(KeyScan *s, StringInfo to, Bytes key)
+{
+	if (to->data == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(s->context);
+
+		initStringInfoExt(to, key.len + 16);
+		MemoryContextSwitchTo(old);
+	}
+	resetStringInfo(to);
+	appendBinaryStringInfo(to, key.data, key.len);
+}
+
+void
+au_key_scan_seek(KeyScan *scan, Bytes key)
+{
+	remember(scan, &scan->last, key);
+	scan->started = true;
+	scan->have_batch = false;
+	scan->wb_valid = false;
+}
+
+static inline Bytes
+as_bytes(StringInfo s)
+{
+	Bytes		b = {(const uint8 *) s->data, (uint32) s->len};
+
+	return b;
+}
+
+/* Fetch the next batch: beyond the previous one, or from the last key. */
+static void
+fetch(KeyScan *s)
+{
+	Bytes		lo = as_bytes(&s->lo);
+	Bytes		hi = as_bytes(&s->hi);
+	Bytes		from;
+	bool		bounded = false;
+
+	if (s->have_batch)
+	{
+		from = as_bytes(&s->fetched_to);
+		bounded = true;
+		s->batch_rows = Min(s->batch_rows * 4, MAX_BATCH_ROWS);
+	}
+	else if (s->started)
+	{
+		from = as_bytes(&s->last);
+		bounded = true;
+	}
+	if (bounded)
+	{
+		if (s->backward)
+			hi = from;
+		else
+		{
+			/* strictly after `from`: its successor; the NUL of StringInfo */
+			lo.data = from.data;
+			lo.len = from.len + 1;
+		}
+	}
+	if (s->batch.data == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(s->context);
+
+		initStringInfo(&s->batch);
+		MemoryContextSwitchTo(old);
+	}
+	resetStringInfo(&s->batch);
+	s->offset = 0;
+	s->more = false;
+	if (au_compare_bytes(lo, hi) < 0)
+		au_read_range(lo, hi, s->backward, au_read_tau(s->relid, s->curcid),
+					  s->batch_rows, MAX_BATCH_BYTES, &s->batch, &s->more);
+	s->have_batch = true;
+	if (s->more)
+	{
+		/* find the last key */
+		int			off = 0;
+		int			last = 0;
+
+		while (off < s->batch.len)
+		{
+			uint32		klen,
+						vlen;
+
+			last = off;
+			memcpy(&klen, s->batch.data + off, 4);
+			memcpy(&vlen, s->batch.data + off + 4, 4);
+			off += 16 + TYPEALIGN(8, klen) + TYPEALIGN(8, vlen);
+		}
+		{
+			Bytes		key;
+
+			memcpy(&key.len, s->batch.data + last, 4);
+			key.data = (uint8 *) s->batch.data + last + 16;
+			remember(s, &s->fetched_to, key);
+		}
+	}
+}
+
+/* The next stored entry, not consumed; false at the end. */
+static inline bool
+peek_storage(KeyScan *s, KeyEntry *e, int *next_offset)
+{
+	uint32		klen,
+				vlen;
+	const uint8 *p;
+
+	while (!s->have_batch || s->offset >= s->batch.len)
+	{
+		if (s->have_batch && !s->more)
+			return false;
+		fetch(s);
+	}
+	p = (const uint8 *) s->batch.data + s->offset;
+	memcpy(&klen, p, 4);
+	memcpy(&vlen, p + 4, 4);
+	memcpy(&e->tau, p + 8, 8);
+	e->key.data = p + 16;
+	e->key.len = klen;
+	e->value.data = p + 16 + TYPEALIGN(8, klen);
+	e->value.len = vlen;
+	e->version = NULL;
+	*next_offset = s->offset + 16 + TYPEALIGN(8, klen) + TYPEALIGN(8, vlen);
+	return true;
+}
+
+/* The next own entry that this command sees (deletions included), or NULL. */
+static WbEntry *
+peek_buffer(KeyScan *s, WbVersion **version)
+{
+	if (s->wb == NULL)
+	{
+		s->wb = au_wb_relation(s->relid, false);
+		if (s->wb == NULL)
+			return NULL;
+		s->wb_valid = false;
+	}
+	if (!s->wb_valid || s->wb_changes != au_wb_changes(s->wb))
+	{
+		Bytes		from;
+		bool		equal = false;
+
+		if (s->started)
+			from = as_bytes(&s->last);
+		else
+		{
+			from = s->backward ? as_bytes(&s->hi) : as_bytes(&s->lo);
+			equal = !s->backward;
+		}
+		s->wb_next = au_wb_seek(s->wb, from, s->backward, equal);
+		s->wb_changes = au_wb_changes(s->wb);
+		s->wb_valid = true;
+	}
+	while (s->wb_next)
+	{
+		WbEntry    *e = s->wb_next;
+		int			c;
+
+		c = s->backward ? au_compare_bytes(e->key, as_bytes(&s->lo)) < 0
+			: au_compare_bytes(e->key, as_bytes(&s->hi)) >= 0;
+		if (c)
+			return NULL;
+		*version = au_wb_visible(e, s->curcid);
+		if (*version)
+			return e;
+		s->wb_next = au_wb_seek(s->wb, e->key, s->backward, false);
+	}
+	return NULL;
+}
+
+bool
+au_key_scan_next(KeyScan *scan, ScanDirection dir, KeyEntry *entry)
+{
+	bool		backward = ScanDirectionIsBackward(dir);
+
+	if (backward != scan->backward)
+	{
+		scan->backward = backward;
+		scan->have_batch = false;
+		scan->wb_valid = false;
+	}
+
+	for (;;)
+	{
+		KeyEntry	stored;
+		int			next_offset = 0;
+		bool		have_stored = peek_storage(scan, &stored, &next_offset);
+		WbVersion  *version = NULL;
+		WbEntry    *own = peek_buffer(scan, &version);
+		int			c;
+
+		if (own == NULL)
+		{
+			if (!have_stored)
+				return false;
+			scan->offset = next_offset;
+			*entry = stored;
+			remember(scan, &scan->last, stored.key);
+			scan->started = true;
+			return true;
+		}
+		c = have_stored ? au_compare_bytes(own->key, stored.key) : -1;
+		if (have_stored && backward && c != 0)
+			c = -c;
+		if (have_stored && c > 0)
+		{
+			scan->offset = next_offset;
+			*entry = stored;
+			remember(scan, &scan->last, stored.key);
+			scan->started = true;
+			return true;
+		}
+		if (have_stored && c == 0)
+			scan->offset = next_offset; /* the own version hides it */
+
+		remember(scan, &scan->last, own->key);
+		scan->started = true;
+		scan->wb_next = au_wb_seek(scan->wb, own->key, backward, false);
+		if (version->kind == WB_DELETE)
+			continue;
+		entry->key = own->key;
+		entry->value.data = WB_VALUE(version);
+		entry->value.len = version->value_len;
+		entry->version = version;
+		entry->tau = 0;
+		return true;
+	}
+}
+
+/*
+ * One key.  Reads of single keys are the most frequent of all: no scan, no
+ * allocation.
+ */
+bool
+au_key_lookup(Bytes key, CommandId curcid, KeyEntry *entry)
+{
+	static StringInfoData buf = {0};
+	WbVersion  *v = au_wb_is_empty() ? NULL : au_wb_lookup(key, curcid);
+	uint64		relid;
+	uint32		klen,
+				vlen;
+
+	if (v)
+	{
+		if (v->kind == WB_DELETE)
+			return false;
+		entry->key = v->entry->key;
+		entry->value.data = WB_VALUE(v);
+		entry->value.len = v->value_len;
+		entry->version = v;
+		entry->tau = 0;
+		return true;
+	}
+
+	if (buf.data == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		initStringInfo(&buf);
+		MemoryContextSwitchTo(old);
+	}
+	else if (buf.maxlen > 16 * 1024 * 1024)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		pfree(buf.data);
+		initStringInfo(&buf);
+		MemoryContextSwitchTo(old);
+	}
+	resetStringInfo(&buf);
+	memcpy(&relid, key.data, 8);
+	if (!au_read_key(key, au_read_tau(pg_ntoh64(relid), curcid), &buf))
+		return false;
+	memcpy(&klen, buf.data, 4);
+	memcpy(&vlen, buf.data + 4, 4);
+	memcpy(&entry->tau, buf.data + 8, 8);
+	entry->key.data = (uint8 *) buf.data + 16;
+	entry->key.len = klen;
+	entry->value.data = (uint8 *) buf.data + 16 + TYPEALIGN(8, klen);
+	entry->value.len = vlen;
+	entry->version = NULL;
+	return true;
+}
+
+CommandId
+au_snapshot_curcid(Snapshot snapshot)
+{
+	if (snapshot == NULL || snapshot->snapshot_type != SNAPSHOT_MVCC)
+		return InvalidCommandId;
+	return snapshot->curcid;
+}

@@ -1,0 +1,390 @@
+/*-------------------------------------------------------------------------
+ *
+ * reader.c
+ *	  Reads from storage as of a time: one interface, two drivers.
+ *
+ *	  attached	the storage node's LMDB file, read in this process
+ *	  socket	the storage node answers
+ *
+ * Both return the same batches (docs/formats.md, section 5), copied into the
+ * caller's memory.  A read never answers stale: it waits until storage has
+ * applied everything up to its time, cancellable, and fails with 57P03 when
+ * that does not happen within the service timeout.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "australis.h"
+
+#include "executor/instrument.h"
+#include "miscadmin.h"
+#include "portability/instr_time.h"
+#include "storage/ipc.h"
+#include "utils/memutils.h"
+
+#include "store.h"
+
+#define TAG_GET			20
+#define TAG_SCAN		22
+#define TAG_STATS		24
+
+#define READ_OK		0
+#define READ_TOO_OLD	1
+#define READ_STALE	2
+
+#define ERRCODE_SNAPSHOT_TOO_OLD_ MAKE_SQLSTATE('7', '2', '0', '0', '0')
+
+static Store *store = NULL;
+static StoreReader *reader = NULL;
+static bool exit_registered = false;
+static Tau	fresh = 0;			/* storage is known to have applied this */
+static int64 request_id = 0;
+
+static void
+close_store(int code, Datum arg)
+{
+	if (reader)
+		store_reader_close(reader);
+	if (store)
+		store_close(store);
+	reader = NULL;
+	store = NULL;
+}
+
+pg_noreturn static void
+report_store(StoreStatus status)
+{
+	switch (status)
+	{
+		case STORE_TOO_OLD:
+			ereport(ERROR,
+					(errcode(ERRCODE_SNAPSHOT_TOO_OLD_),
+					 errmsg("snapshot too old"),
+					 errdetail("The row versions that this transaction reads are no longer kept.")));
+			break;
+		case STORE_ABSENT:
+		case STORE_BUSY:
+			ereport(ERROR,
+					(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+					 errmsg("the storage service is not available"),
+					 errdetail("%s", store_error())));
+			break;
+		case STORE_DAMAGED:
+		case STORE_WRONG_CLUSTER:
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("storage cannot be read: %s", store_error())));
+			break;
+		default:
+			ereport(ERROR,
+					(errcode(ERRCODE_IO_ERROR),
+					 errmsg("storage cannot be read: %s", store_error())));
+	}
+	pg_unreachable();
+}
+
+/* The attached store, opened once per backend, after the fork. */
+static StoreReader *
+attached(void)
+{
+	instr_time	start,
+				now;
+	StoreStatus status;
+
+	if (reader)
+		return reader;
+	if (!exit_registered)
+	{
+		on_proc_exit(close_store, 0);
+		exit_registered = true;
+	}
+	INSTR_TIME_SET_CURRENT(start);
+	for (;;)
+	{
+		status = store_open_reader(au_storage_directory, au_page_cluster(), &store);
+		if (status == STORE_OK)
+			break;
+		store = NULL;
+		INSTR_TIME_SET_CURRENT(now);
+		INSTR_TIME_SUBTRACT(now, start);
+		if (status != STORE_ABSENT || INSTR_TIME_GET_MILLISEC(now) > au_service_timeout_ms)
+			report_store(status);
+		CHECK_FOR_INTERRUPTS();
+		pg_usleep(1000);
+	}
+	status = store_reader_open(store, &reader);
+	if (status != STORE_OK)
+	{
+		reader = NULL;
+		store_close(store);
+		store = NULL;
+		report_store(status);
+	}
+	store_reader_interrupt(reader, &InterruptPending);
+	return reader;
+}
+
+/*
+ * Wait until storage has applied everything at or below tau.  Usually it has:
+ * the apply overlaps the journal write.
+ */
+static void
+wait_fresh(Tau tau)
+{
+	instr_time	start,
+				now;
+	int			spins = 0;
+
+	if (tau <= fresh)
+		return;
+	INSTR_TIME_SET_ZERO(start);
+	while (au_page_read(PAGE_APPLIED) < tau)
+	{
+		if (++spins < 200)
+		{
+			pg_spin_delay();
+			continue;
+		}
+		INSTR_TIME_SET_CURRENT(now);
+		if (INSTR_TIME_IS_ZERO(start))
+			start = now;
+		INSTR_TIME_SUBTRACT(now, start);
+		if (INSTR_TIME_GET_MILLISEC(now) > au_service_timeout_ms)
+			ereport(ERROR,
+					(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+					 errmsg("the storage service is not available"),
+					 errdetail("It has not applied the newest commits in time."),
+					 errhint("It is restarted automatically; try again. \"australis status\" tells more.")));
+		CHECK_FOR_INTERRUPTS();
+		pg_usleep(spins < 400 ? 20 : spins < 1000 ? 100 : 1000);
+	}
+	/*
+	 * The owner may have rebuilt the store meanwhile: the file that we have
+	 * mapped would stay as it was for ever.
+	 */
+	if (spins > 0 && store && store_replaced(store))
+		close_store(0, 0);
+	fresh = tau;
+}
+
+static bool
+reserve(StoreBuffer *buffer, size_t need)
+{
+	StringInfo	buf = buffer->context;
+	size_t		size = Max((size_t) buf->maxlen * 2, need + 1);
+	char	   *p;
+
+	if (need + 1 > MaxAllocSize)
+		return false;
+	size = Min(size, MaxAllocSize);
+	p = repalloc_extended(buf->data, size, MCXT_ALLOC_NO_OOM);
+	if (p == NULL)
+		return false;
+	buf->data = p;
+	buf->maxlen = (int) size;
+	buffer->data = (uint8_t *) p;
+	buffer->cap = size - 1;
+	return true;
+}
+
+static inline void
+into(StoreBuffer *buffer, StringInfo buf)
+{
+	buffer->data = (uint8_t *) buf->data;
+	buffer->len = buf->len;
+	buffer->cap = buf->maxlen - 1;
+	buffer->reserve = reserve;
+	buffer->context = buf;
+}
+
+static inline void
+done(StoreBuffer *buffer, StringInfo buf)
+{
+	buf->len = (int) buffer->len;
+	buf->data[buf->len] = '\0';
+}
+
+/* Check id and status of a reply; leaves the reader at what follows. */
+static void
+check_reply(MpReader *reply, int tag)
+{
+	int64		status;
+
+	if (au_mp_read_array(reply) < 4 || au_mp_read_int(reply) != tag ||
+		au_mp_read_int(reply) != request_id)
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected answer from the storage service")));
+	status = au_mp_read_int(reply);
+	if (status == READ_OK)
+		return;
+	if (status == READ_TOO_OLD)
+		report_store(STORE_TOO_OLD);
+	if (status == READ_STALE)
+		ereport(ERROR,
+				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+				 errmsg("the storage service is not available"),
+				 errdetail("It has not applied the newest commits in time.")));
+	ereport(ERROR, (errcode(ERRCODE_IO_ERROR), errmsg("the storage service could not read")));
+}
+
+static void
+ask(StringInfo msg, MpReader *reply)
+{
+	/* a read may be repeated */
+	for (int attempt = 0; attempt < 3; attempt++)
+	{
+		if (au_call(AU_STORAGE_SERVICE, msg, reply, au_service_timeout_ms))
+			return;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+			 errmsg("the storage service is not available")));
+}
+
+void
+au_read_range(Bytes lo, Bytes hi, bool backward, Tau tau,
+			  uint32 max_rows, uint32 max_bytes, StringInfo buf, bool *more)
+{
+	pgBufferUsage.shared_blks_hit++;	/* EXPLAIN (BUFFERS): a trip to storage */
+	if (au_storage_driver == 0)
+	{
+		StoreBuffer batch;
+		StoreBytes	l = {lo.data, lo.len};
+		StoreBytes	h = {hi.data, hi.len};
+		StoreStatus status;
+
+		wait_fresh(tau);
+		for (;;)
+		{
+			StoreReader *r = attached();
+
+			into(&batch, buf);
+			status = store_scan_batch(r, l, h, backward, tau, max_rows, max_bytes, &batch, more);
+			if (status != STORE_INTERRUPTED)
+				break;
+			CHECK_FOR_INTERRUPTS();
+			if (InterruptPending)
+			{
+				/* held, or nothing that stops us: read on undisturbed */
+				store_reader_interrupt(r, NULL);
+				into(&batch, buf);
+				status = store_scan_batch(r, l, h, backward, tau, max_rows, max_bytes, &batch, more);
+				store_reader_interrupt(r, &InterruptPending);
+				break;
+			}
+		}
+		if (status != STORE_OK)
+			report_store(status);
+		done(&batch, buf);
+	}
+	else
+	{
+		StringInfoData msg;
+		MpReader	reply;
+		Bytes		b;
+
+		initStringInfo(&msg);
+		au_mp_array(&msg, 8);
+		au_mp_int(&msg, TAG_SCAN);
+		au_mp_int(&msg, ++request_id);
+		au_mp_int(&msg, tau);
+		au_mp_bin(&msg, lo.data, lo.len);
+		au_mp_bin(&msg, hi.data, hi.len);
+		au_mp_bool(&msg, backward);
+		au_mp_int(&msg, max_bytes);
+		au_mp_int(&msg, max_rows);
+		ask(&msg, &reply);
+		check_reply(&reply, TAG_SCAN + 1);
+		*more = au_mp_read_bool(&reply);
+		b = au_mp_read_bin(&reply);
+		appendBinaryStringInfo(buf, (const char *) b.data, b.len);
+		pfree(msg.data);
+	}
+}
+
+bool
+au_read_key(Bytes key, Tau tau, StringInfo buf)
+{
+	pgBufferUsage.shared_blks_hit++;
+	if (au_storage_driver == 0)
+	{
+		StoreBuffer batch;
+		StoreBytes	k = {key.data, key.len};
+		StoreStatus status;
+		bool		found = false;
+
+		wait_fresh(tau);
+		into(&batch, buf);
+		status = store_get(attached(), k, tau, &batch, &found);
+		if (status != STORE_OK)
+			report_store(status);
+		done(&batch, buf);
+		return found;
+	}
+	else
+	{
+		StringInfoData msg;
+		MpReader	reply;
+		Bytes		b;
+		uint32		vlen;
+
+		initStringInfo(&msg);
+		au_mp_array(&msg, 4);
+		au_mp_int(&msg, TAG_GET);
+		au_mp_int(&msg, ++request_id);
+		au_mp_int(&msg, tau);
+		au_mp_array(&msg, 1);
+		au_mp_bin(&msg, key.data, key.len);
+		ask(&msg, &reply);
+		check_reply(&reply, TAG_GET + 1);
+		b = au_mp_read_bin(&reply);
+		pfree(msg.data);
+		if (b.len < 16)
+			return false;
+		memcpy(&vlen, b.data + 4, 4);
+		if (vlen == STORE_NO_VALUE)
+			return false;
+		appendBinaryStringInfo(buf, (const char *) b.data, b.len);
+		return true;
+	}
+}
+
+void
+au_read_stats(RelId relid, int64 *rows, int64 *bytes)
+{
+	*rows = 0;
+	*bytes = 0;
+	if (au_storage_driver == 0)
+	{
+		StoreStats	stats;
+		uint64_t	id = relid;
+		StoreStatus status = store_stats(attached(), &id, 1, &stats);
+
+		if (status != STORE_OK)
+			report_store(status);
+		*rows = stats.rows;
+		*bytes = stats.bytes;
+	}
+	else
+	{
+		StringInfoData msg;
+		MpReader	reply;
+
+		initStringInfo(&msg);
+		au_mp_array(&msg, 3);
+		au_mp_int(&msg, TAG_STATS);
+		au_mp_int(&msg, ++request_id);
+		au_mp_array(&msg, 1);
+		au_mp_int(&msg, (int64) relid);
+		ask(&msg, &reply);
+		if (au_mp_read_array(&reply) < 3 || au_mp_read_int(&reply) != TAG_STATS + 1 ||
+			au_mp_read_int(&reply) != request_id)
+			ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected answer from the storage service")));
+		if (au_mp_read_array(&reply) == 1)
+		{
+			(void) au_mp_read_array(&reply);
+			au_mp_skip(&reply);
+			*rows = au_mp_read_int(&reply);
+			*bytes = au_mp_read_int(&reply);
+		}
+		pfree(msg.data);
+	}
+}

@@ -1,0 +1,272 @@
+/*-------------------------------------------------------------------------
+ *
+ * tid_map.c
+ *	  TIDs as names of row versions.
+ *
+ * PostgreSQL knows a row version by 48 bits; ours is a key and a version.  A
+ * scan that hands out a row gives it a number and remembers what the number
+ * stands for.  Two rings of memory:
+ *
+ *	  kept		 while a statement modifies or locks rows: hashed, so that the
+ *				 same row version has the same TID in every scan of the
+ *				 transaction (self-joins on ctid); grows to a bound, beyond
+ *				 which the oldest names are forgotten
+ *	  passing	 otherwise: some thousands of the last rows, enough for
+ *				 whatever looks a row up right after seeing it
+ *
+ * Numbers are never reused and start at a random place per backend, so a TID
+ * of another transaction or session names nothing rather than another row.
+ * What a number stood for is checked on look-up: a forgotten one is unknown.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "australis.h"
+
+#include "common/hashfn.h"
+#include "common/pg_prng.h"
+#include "utils/memutils.h"
+
+#define OFFSETS_PER_BLOCK	200
+#define PASSING_ENTRIES		8192	/* a power of two */
+#define KEPT_MIN_ENTRIES	1024
+#define KEPT_MAX_ENTRIES	(8 * 1024 * 1024)
+#define INLINE_KEY			48
+
+/* ring numbers above this bit are of the kept ring */
+#define KEPT_BIT			(UINT64CONST(1) << 38)
+#define NUMBER_MASK			(KEPT_BIT - 1)
+
+typedef struct TidEntry
+{
+	uint64		number;			/* 0: unused */
+	WbVersion  *version;
+	uint64		wb_generation;
+	uint32		hash;
+	uint32		next;			/* kept: next entry of the bucket + 1 */
+	uint32		key_len;
+	uint32		key_capacity;	/* of key_far */
+	uint8	   *key_far;		/* keys longer than INLINE_KEY */
+	uint8		key[INLINE_KEY];
+} TidEntry;
+
+bool		au_tid_keep = false;
+bool		au_tid_keep_inserted = false;
+
+static uint64 next_passing = 0;
+static uint64 next_kept = 0;
+
+static TidEntry *passing = NULL;
+static uint64 passing_first = 0;	/* number of the first name of this transaction */
+
+static MemoryContext kept_context = NULL;
+static TidEntry *kept = NULL;
+static uint32 kept_entries = 0;
+static uint64 kept_first = 0;	/* number of the first name of this life */
+static uint32 *buckets = NULL;	/* entry index + 1 */
+static uint32 nbuckets = 0;
+
+static void
+start_numbers(void)
+{
+	next_passing = pg_prng_uint64_range(&pg_global_prng_state, 1, NUMBER_MASK / 2);
+	next_kept = pg_prng_uint64_range(&pg_global_prng_state, 1, NUMBER_MASK / 2);
+}
+
+static inline void
+number_to_tid(uint64 number, ItemPointer tid)
+{
+	ItemPointerSet(tid, (BlockNumber) (number / OFFSETS_PER_BLOCK),
+				   (OffsetNumber) (1 + number % OFFSETS_PER_BLOCK));
+}
+
+static inline uint64
+tid_to_number(ItemPointer tid)
+{
+	OffsetNumber offset = ItemPointerGetOffsetNumberNoCheck(tid);
+
+	if (offset < 1 || offset > OFFSETS_PER_BLOCK)
+		return 0;
+	return (uint64) ItemPointerGetBlockNumberNoCheck(tid) * OFFSETS_PER_BLOCK + (offset - 1);
+}
+
+static inline const uint8 *
+entry_key(TidEntry *e)
+{
+	return e->key_len <= INLINE_KEY ? e->key : e->key_far;
+}
+
+static void
+fill(TidEntry *e, MemoryContext context, uint64 number, Bytes key, WbVersion *version)
+{
+	uint8	   *to = e->key;
+
+	if (key.len > INLINE_KEY)
+	{
+		if (e->key_capacity < key.len)
+		{
+			if (e->key_far)
+				pfree(e->key_far);
+			e->key_far = NULL;
+			e->key_capacity = 0;
+			e->key_far = MemoryContextAlloc(context, key.len);
+			e->key_capacity = key.len;
+		}
+		to = e->key_far;
+	}
+	memcpy(to, key.data, key.len);
+	e->key_len = key.len;
+	e->number = number;
+	e->version = version;
+	e->wb_generation = au_wb_generation(0);
+}
+
+static uint32
+hash_name(Bytes key, WbVersion *version)
+{
+	return hash_combine(hash_bytes(key.data, key.len),
+						murmurhash32((uint32) ((uintptr_t) version >> 4)));
+}
+
+static void
+unlink_entry(uint32 index)
+{
+	uint32	   *link = &buckets[kept[index].hash & (nbuckets - 1)];
+
+	while (*link != index + 1)
+		link = &kept[*link - 1].next;
+	*link = kept[index].next;
+}
+
+static void
+rehash(uint32 n)
+{
+	if (buckets)
+		pfree(buckets);
+	nbuckets = n;
+	buckets = MemoryContextAllocExtended(kept_context, sizeof(uint32) * nbuckets,
+										 MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+}
+
+static void
+assign_kept(ItemPointer tid, Bytes key, WbVersion *version)
+{
+	uint32		h = hash_name(key, version);
+	uint32		index;
+	TidEntry   *e;
+	uint64		used;
+
+	if (kept == NULL)
+	{
+		kept_context = AllocSetContextCreate(TopMemoryContext, "row version names", ALLOCSET_DEFAULT_SIZES);
+		kept_entries = KEPT_MIN_ENTRIES;
+		kept = MemoryContextAllocExtended(kept_context, sizeof(TidEntry) * kept_entries,
+										  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+		rehash(kept_entries);
+		kept_first = next_kept;
+	}
+
+	for (uint32 i = buckets[h & (nbuckets - 1)]; i != 0; i = kept[i - 1].next)
+	{
+		e = &kept[i - 1];
+		if (e->hash == h && e->version == version && e->key_len == key.len &&
+			e->wb_generation == au_wb_generation(0) &&
+			memcmp(entry_key(e), key.data, key.len) == 0)
+		{
+			number_to_tid(e->number | KEPT_BIT, tid);
+			return;
+		}
+	}
+
+	used = next_kept - kept_first;
+	if (used >= kept_entries && kept_entries < KEPT_MAX_ENTRIES)
+	{
+		/* entries keep their index: number - kept_first, until the ring wraps */
+		uint32		n = kept_entries * 2;
+
+		kept = repalloc_huge(kept, sizeof(TidEntry) * n);
+		memset(kept + kept_entries, 0, sizeof(TidEntry) * (n - kept_entries));
+		kept_entries = n;
+		rehash(n);
+		for (uint32 i = 0; i < used; i++)
+		{
+			kept[i].next = buckets[kept[i].hash & (nbuckets - 1)];
+			buckets[kept[i].hash & (nbuckets - 1)] = i + 1;
+		}
+	}
+	index = (uint32) (used % kept_entries);
+	e = &kept[index];
+	if (e->number != 0)
+		unlink_entry(index);
+	fill(e, kept_context, next_kept, key, version);
+	e->hash = h;
+	e->next = buckets[h & (nbuckets - 1)];
+	buckets[h & (nbuckets - 1)] = index + 1;
+	number_to_tid(next_kept | KEPT_BIT, tid);
+	next_kept++;
+}
+
+void
+au_tid_assign(ItemPointer tid, Bytes key, WbVersion *version, bool keep)
+{
+	TidEntry   *e;
+
+	if (unlikely(next_passing == 0))
+		start_numbers();
+	if (keep)
+	{
+		assign_kept(tid, key, version);
+		return;
+	}
+	if (unlikely(passing == NULL))
+		passing = MemoryContextAllocZero(TopMemoryContext, sizeof(TidEntry) * PASSING_ENTRIES);
+	e = &passing[next_passing & (PASSING_ENTRIES - 1)];
+	fill(e, TopMemoryContext, next_passing, key, version);
+	number_to_tid(next_passing, tid);
+	next_passing++;
+}
+
+bool
+au_tid_lookup(ItemPointer tid, TidTarget *target)
+{
+	uint64		number = tid_to_number(tid);
+	TidEntry   *e;
+
+	if (number & KEPT_BIT)
+	{
+		number &= NUMBER_MASK;
+		if (kept == NULL || number < kept_first || number >= next_kept)
+			return false;
+		e = &kept[(number - kept_first) % kept_entries];
+	}
+	else
+	{
+		if (passing == NULL || number < passing_first)
+			return false;
+		e = &passing[number & (PASSING_ENTRIES - 1)];
+	}
+	if (e->number != number || number == 0)
+		return false;
+	/* after a flush the version is in storage */
+	if (e->version && e->wb_generation != au_wb_generation(0))
+		e->version = NULL;
+	target->key.data = entry_key(e);
+	target->key.len = e->key_len;
+	target->version = e->version;
+	return true;
+}
+
+void
+au_tid_reset(void)
+{
+	if (kept_context)
+	{
+		MemoryContextDelete(kept_context);
+		kept_context = NULL;
+		kept = NULL;
+		buckets = NULL;
+		kept_entries = 0;
+		nbuckets = 0;
+	}
+	/* names of the ended transaction stand for nothing */
+	passing_first = next_passing;
+}

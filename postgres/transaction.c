@@ -1,0 +1,1101 @@
+/*-------------------------------------------------------------------------
+ *
+ * transaction.c
+ *	  A transaction's snapshot time and its commit.
+ *
+ * tau_start is taken from the shared page when the transaction first reads or
+ * writes (rule T3) and kept to its end.  Everything written waits in the
+ * write buffer.  At PRE_COMMIT, after deferred triggers and after every other
+ * library's callback, one Commit message goes to the adjudicator:
+ *
+ *	  refused		-> ERROR here, PostgreSQL rolls back, nothing happened
+ *	  committed		-> PostgreSQL commits locally (catalogs, temporary tables)
+ *	  no answer		-> resolve(txid): committed, or killed for good (rule Q2)
+ *	  no answer to that either -> FATAL 08007: the outcome is unknown
+ *
+ * From sending the message to the local commit interrupts are held (rule Q1);
+ * a cancel that arrives meanwhile turns into resolve(txid).  Transactions that
+ * wrote nothing send nothing (rule A7).
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "australis.h"
+
+#include <time.h>
+
+#include "access/genam.h"
+#include "access/xact.h"
+#include "catalog/storage.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "port/pg_bswap.h"
+#include "storage/latch.h"
+#include "storage/lock.h"
+#include "storage/lmgr.h"
+#include "utils/memutils.h"
+#include "utils/wait_event.h"
+
+/* tags and outcomes, docs/formats.md section 6 */
+#define TAG_COMMIT			2
+#define TAG_COMMIT_REPLY	3
+#define TAG_RESOLVE			4
+#define TAG_RESOLVE_REPLY	5
+#define TAG_INGEST			6
+#define TAG_INGEST_REPLY	7
+#define TAG_DROP			8
+#define TAG_ERROR			9
+
+#define OUTCOME_COMMITTED	0
+#define OUTCOME_CONFLICT	1
+#define OUTCOME_SCHEMA		2
+#define OUTCOME_REFUSED		3
+#define OUTCOME_TOO_LARGE	4
+#define OUTCOME_PENDING		5
+#define OUTCOME_KILLED		6
+
+#define MODE_BLIND			0x04
+#define MODE_LOCK_ONLY		0x08
+#define MODE_DELETE			0x10
+
+#define INGEST_CHUNK_BYTES	(8 * 1024 * 1024)
+#define FLUSH_BYTES			(16 * 1024 * 1024)
+#define MAX_READ_RANGES		10000
+
+/* What was ingested for a storage id created in this transaction. */
+typedef struct Ingested
+{
+	RelId		relid;
+	CommandId	cid;			/* newest command whose rows are in it */
+	Tau			tau;
+	Tau			tau_before;		/* newest of older commands, or 0 */
+	struct Ingested *next;
+} Ingested;
+
+typedef enum CommitState
+{
+	COMMIT_NONE,
+	COMMIT_DECIDED,				/* the adjudicator said yes */
+} CommitState;
+
+static Tau	tau_start = 0;
+static uint8 txid[16];
+static bool have_txid = false;
+static uint64 txid_counter = 0;
+static uint64 txid_random = 0;
+static int	txid_pid = 0;
+static uint64 serial = 1;
+
+static MemoryContext xact_context = NULL;
+static List *noted_relations = NIL; /* of uint64 * */
+static List *ingested_relids = NIL; /* of uint64 * */
+static Ingested *ingested = NULL;
+static int64 ingest_seq = 0;
+
+/* SERIALIZABLE */
+typedef struct ReadRange
+{
+	Bytes		lo;
+	Bytes		hi;
+} ReadRange;
+static ReadRange *read_ranges = NULL;
+static int	nread_ranges = 0;
+static int	max_read_ranges = 0;
+static ReadRange last_range = {0};
+
+static CommitState commit_state = COMMIT_NONE;
+static bool holding_interrupts = false;
+static int64 ddl_n = 0;
+static Tau	ddl_tau = 0;
+static List *ddl_changed = NIL;
+static uint32 wait_event = 0;
+
+static MemoryContext
+get_context(void)
+{
+	if (xact_context == NULL)
+		xact_context = AllocSetContextCreate(TopTransactionContext, "australis transaction",
+											 ALLOCSET_SMALL_SIZES);
+	return xact_context;
+}
+
+static inline Bytes
+as_bytes(StringInfo s)
+{
+	Bytes		b = {(const uint8 *) s->data, (uint32) s->len};
+
+	return b;
+}
+
+uint64
+au_transaction_serial(void)
+{
+	return serial;
+}
+
+/* ---------------------------------------------------------------- snapshot */
+
+Tau
+au_tau_start(void)
+{
+	if (tau_start == 0)
+	{
+		Tau			acked;
+		int64		ddl;
+
+		au_page_snapshot(&acked, &ddl);
+		if (acked == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+					 errmsg("the commit service is not available")));
+		au_page_set_slot(acked);
+		tau_start = acked;
+		/* rule Q5: the catalog must not be behind the snapshot */
+		au_ddl_wait_applied(ddl);
+	}
+	return tau_start;
+}
+
+bool
+au_has_tau_start(void)
+{
+	return tau_start != 0;
+}
+
+const uint8 *
+au_txid(void)
+{
+	if (!have_txid)
+	{
+		uint64		n;
+
+		if (txid_pid != MyProcPid)
+		{
+			if (!pg_strong_random(&txid_random, sizeof(txid_random)))
+				ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not get random bytes")));
+			txid_pid = MyProcPid;
+		}
+		n = ++txid_counter;
+		memcpy(txid, &txid_random, 8);
+		n = pg_hton64(n);
+		memcpy(txid + 8, &n, 8);
+		have_txid = true;
+	}
+	return txid;
+}
+
+uint32
+au_xmin(void)
+{
+	uint32		x = hash_bytes(au_txid(), 16);
+
+	return x < FirstNormalTransactionId ? x + FirstNormalTransactionId : x;
+}
+
+/* ------------------------------------------------------------------ notes */
+
+static bool
+list_has(List *list, uint64 v)
+{
+	ListCell   *lc;
+
+	foreach(lc, list)
+	{
+		if (*(uint64 *) lfirst(lc) == v)
+			return true;
+	}
+	return false;
+}
+
+static List *
+list_add(List *list, uint64 v)
+{
+	MemoryContext old = MemoryContextSwitchTo(get_context());
+	uint64	   *p = palloc(sizeof(uint64));
+
+	*p = v;
+	list = lappend(list, p);
+	MemoryContextSwitchTo(old);
+	return list;
+}
+
+void
+au_note_relation(Relation rel)
+{
+	uint64		name = au_relation_name(rel);
+
+	if (noted_relations && *(uint64 *) llast(noted_relations) == name)
+		return;
+	if (!list_has(noted_relations, name))
+		noted_relations = list_add(noted_relations, name);
+}
+
+void
+au_check_relation_not_ahead(Relation rel)
+{
+	Tau			changed;
+
+	if (tau_start == 0)
+		return;					/* taken after the catalog was read */
+	changed = au_ddl_last_change(au_relation_name(rel));
+	if (changed > tau_start)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("schema has been updated by another transaction (OC001)"),
+				 errdetail("Table \"%s\" changed after this transaction started.",
+						   RelationGetRelationName(rel)),
+				 errhint("The transaction might succeed if retried.")));
+}
+
+void
+au_note_read_range(Bytes lo, Bytes hi)
+{
+	MemoryContext old;
+
+	if (XactIsoLevel != XACT_SERIALIZABLE)
+		return;
+	if (nread_ranges > 0 && au_compare_bytes(last_range.lo, lo) == 0 && au_compare_bytes(last_range.hi, hi) == 0)
+		return;
+	if (nread_ranges >= MAX_READ_RANGES)
+	{
+		/*
+		 * Bounded: from here on every range stands for its whole relation.
+		 * That may refuse transactions that were serializable, never accept
+		 * one that was not.
+		 */
+		uint64		relid;
+		uint8		whole[16];
+		Bytes		wlo,
+					whi;
+
+		memcpy(&relid, lo.data, 8);
+		memcpy(whole, &relid, 8);
+		relid = pg_hton64(pg_ntoh64(relid) + 1);
+		memcpy(whole + 8, &relid, 8);
+		wlo.data = whole;
+		wlo.len = 8;
+		whi.data = whole + 8;
+		whi.len = 8;
+		for (int i = nread_ranges - 1; i >= MAX_READ_RANGES; i--)
+		{
+			if (au_compare_bytes(read_ranges[i].lo, wlo) == 0)
+				return;
+		}
+		lo = wlo;
+		hi = whi;
+	}
+	old = MemoryContextSwitchTo(get_context());
+	if (nread_ranges >= max_read_ranges)
+	{
+		max_read_ranges = Max(32, max_read_ranges * 2);
+		read_ranges = read_ranges ? repalloc(read_ranges, sizeof(ReadRange) * max_read_ranges)
+			: palloc(sizeof(ReadRange) * max_read_ranges);
+	}
+	{
+		uint8	   *copy = palloc(lo.len + hi.len);
+		ReadRange  *r = &read_ranges[nread_ranges++];
+
+		memcpy(copy, lo.data, lo.len);
+		memcpy(copy + lo.len, hi.data, hi.len);
+		r->lo.data = copy;
+		r->lo.len = lo.len;
+		r->hi.data = copy + lo.len;
+		r->hi.len = hi.len;
+		last_range = *r;
+	}
+	MemoryContextSwitchTo(old);
+}
+
+void
+au_note_read_key(Bytes key)
+{
+	uint8		hi[AU_MAX_KEY + 16];
+	Bytes		after = {hi, key.len + 1};
+
+	if (XactIsoLevel != XACT_SERIALIZABLE || key.len > AU_MAX_KEY)
+		return;
+	memcpy(hi, key.data, key.len);
+	hi[key.len] = 0;
+	au_note_read_range(key, after);
+}
+
+void
+au_note_storage_created(RelId relid)
+{
+	/* garbage of an abort is found through what was ingested */
+}
+
+void
+au_note_storage_dropped(RelId relid)
+{
+	/* PostgreSQL's list of pending deletes says it at commit */
+}
+
+/* -------------------------------------------------------- unpublished storage */
+
+bool
+au_storage_unpublished(Relation rel)
+{
+	SubTransactionId sub = GetCurrentSubTransactionId();
+
+	/*
+	 * Only in the very subtransaction that created the storage id: if that
+	 * rolls back, the id goes with everything ingested for it.
+	 */
+	if (rel->rd_newRelfilelocatorSubid != InvalidSubTransactionId)
+		return rel->rd_newRelfilelocatorSubid == sub;
+	return rel->rd_createSubid == sub;
+}
+
+Tau
+au_read_tau(RelId relid, CommandId curcid)
+{
+	for (Ingested *i = ingested; i; i = i->next)
+	{
+		if (i->relid == relid)
+		{
+			if (i->cid < curcid)
+				return Max(i->tau, au_tau_start());
+			return i->tau_before ? i->tau_before : au_tau_start();
+		}
+	}
+	return au_tau_start();
+}
+
+bool
+au_has_ingested(RelId relid)
+{
+	return list_has(ingested_relids, relid);
+}
+
+static void
+note_ingested(RelId relid, CommandId cid, Tau tau)
+{
+	Ingested   *i;
+
+	for (i = ingested; i; i = i->next)
+	{
+		if (i->relid == relid)
+			break;
+	}
+	if (i == NULL)
+	{
+		i = MemoryContextAllocZero(get_context(), sizeof(Ingested));
+		i->relid = relid;
+		i->cid = cid;
+		i->next = ingested;
+		ingested = i;
+		ingested_relids = list_add(ingested_relids, relid);
+	}
+	if (cid > i->cid)
+	{
+		i->tau_before = i->tau;
+		i->cid = cid;
+	}
+	i->tau = tau;
+}
+
+static Tau
+ingest_chunk(const IngestEntry *entries, int n, CommandId cid)
+{
+	StringInfoData msg;
+	MpReader	reply;
+	uint64		relid;
+	int64		outcome;
+	Tau			tau;
+	uint8	   *modes = palloc(n);
+
+	memset(modes, LockTupleExclusive | MODE_BLIND, n);
+	initStringInfo(&msg);
+	au_mp_array(&msg, 7);
+	au_mp_int(&msg, TAG_INGEST);
+	au_connect(AU_COMMIT_SERVICE);
+	au_mp_int(&msg, au_service_generation(AU_COMMIT_SERVICE));
+	au_mp_bin(&msg, au_txid(), 16);
+	au_mp_int(&msg, ++ingest_seq);
+	au_mp_array(&msg, n);
+	for (int i = 0; i < n; i++)
+		au_mp_bin(&msg, entries[i].key.data, entries[i].key.len);
+	au_mp_bin(&msg, modes, n);
+	au_mp_array(&msg, n);
+	for (int i = 0; i < n; i++)
+		au_mp_bin(&msg, entries[i].value.data, entries[i].value.len);
+	pfree(modes);
+
+	if (!au_call(AU_COMMIT_SERVICE, &msg, &reply, Max(au_service_timeout_ms, 60000)))
+		ereport(ERROR,
+				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+				 errmsg("the commit service went away while rows were loaded"),
+				 errhint("The transaction is rolled back; try again.")));
+	if (au_mp_read_array(&reply) < 5 || au_mp_read_int(&reply) != TAG_INGEST_REPLY)
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected answer to a chunk of rows")));
+	au_mp_skip(&reply);
+	au_mp_skip(&reply);
+	outcome = au_mp_read_int(&reply);
+	tau = au_mp_read_int(&reply);
+	if (outcome != OUTCOME_COMMITTED)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("the commit service refused a chunk of rows"),
+				 errhint("The transaction might succeed if retried.")));
+	pfree(msg.data);
+	memcpy(&relid, entries[0].key.data, 8);
+	note_ingested(pg_ntoh64(relid), cid, tau);
+	return tau;
+}
+
+Tau
+au_ingest(const IngestEntry *entries, int n)
+{
+	Tau			tau = 0;
+	int			from = 0;
+
+	/* before anything of ours: tau_start <= every chunk's time */
+	(void) au_tau_start();
+	while (from < n)
+	{
+		Size		bytes = 0;
+		int			count = 0;
+
+		while (from + count < n && (count == 0 || bytes < INGEST_CHUNK_BYTES))
+		{
+			bytes += entries[from + count].key.len + entries[from + count].value.len;
+			count++;
+		}
+		tau = ingest_chunk(entries + from, count, GetCurrentCommandId(false));
+		from += count;
+	}
+	return tau;
+}
+
+typedef struct FlushState
+{
+	IngestEntry *entries;
+	int			n;
+	int			max;
+	CommandId	current;
+	bool		want_current;	/* versions of the current command, or older */
+	bool		possible;
+	CommandId	cid;
+} FlushState;
+
+static void
+flush_check(WbEntry *entry, void *arg)
+{
+	FlushState *f = arg;
+	WbVersion  *v = au_wb_visible(entry, InvalidCommandId);
+
+	f->max++;
+	/* a deletion, or versions that older commands' scans tell apart */
+	if (v == NULL || v->kind != WB_PUT || v->older != NULL)
+		f->possible = false;
+}
+
+static void
+flush_collect(WbEntry *entry, void *arg)
+{
+	FlushState *f = arg;
+	WbVersion  *v = au_wb_visible(entry, InvalidCommandId);
+
+	if ((v->cmin >= f->current) != f->want_current)
+		return;
+	f->cid = Max(f->cid, v->cmin);
+	f->entries[f->n].key = entry->key;
+	f->entries[f->n].value.data = WB_VALUE(v);
+	f->entries[f->n].value.len = v->value_len;
+	f->n++;
+}
+
+static void
+flush_relid(RelId relid)
+{
+	WbRelation *r = au_wb_relation(relid, false);
+	FlushState	f = {0};
+
+	if (r == NULL)
+		return;
+	f.possible = true;
+	au_wb_walk_relation(r, flush_check, &f);
+	if (!f.possible || f.max == 0)
+		return;
+	(void) au_tau_start();
+	f.entries = MemoryContextAllocExtended(CurrentMemoryContext, sizeof(IngestEntry) * f.max, MCXT_ALLOC_HUGE);
+	f.current = GetCurrentCommandId(false);
+
+	/* older commands' rows first: the current one's scans must see only them */
+	for (int pass = 0; pass < 2; pass++)
+	{
+		int			from = 0;
+
+		f.n = 0;
+		f.want_current = pass == 1;
+		f.cid = 0;
+		au_wb_walk_relation(r, flush_collect, &f);
+		while (from < f.n)
+		{
+			Size		bytes = 0;
+			int			count = 0;
+
+			while (from + count < f.n && (count == 0 || bytes < INGEST_CHUNK_BYTES))
+			{
+				bytes += f.entries[from + count].key.len + f.entries[from + count].value.len;
+				count++;
+			}
+			(void) ingest_chunk(f.entries + from, count, f.cid);
+			from += count;
+		}
+	}
+	pfree(f.entries);
+	au_wb_clear_relation(r);
+}
+
+void
+au_flush_relation(Relation rel)
+{
+	if (au_storage_unpublished(rel))
+		flush_relid(au_relid(rel));
+}
+
+void
+au_flush_if_large(Relation rel)
+{
+	WbRelation *r = au_wb_relation(au_relid(rel), false);
+
+	if (r == NULL || au_wb_relation_bytes(r) <= FLUSH_BYTES || !au_storage_unpublished(rel))
+		return;
+	flush_relid(au_relid(rel));
+	if (rel->rd_rel->relhasindex)
+	{
+		List	   *indexes = RelationGetIndexList(rel);
+
+		foreach_oid(oid, indexes)
+		{
+			Relation	index = index_open(oid, NoLock);
+
+			if (au_is_our_index(index) && au_storage_unpublished(index))
+				flush_relid(au_relid(index));
+			index_close(index, NoLock);
+		}
+		list_free(indexes);
+	}
+}
+
+/* --------------------------------------------------------- commit message */
+
+typedef struct CommitBuild
+{
+	StringInfoData keys;
+	StringInfoData modes;
+	StringInfoData values;
+	int64		n;
+	bool		writes;
+} CommitBuild;
+
+static void
+build_entry(WbEntry *entry, void *arg)
+{
+	CommitBuild *b = arg;
+	WbVersion  *newest = NULL;
+	uint8		mode = 0;
+	bool		recorded = false;
+
+	if (entry->newest == NULL)
+		return;					/* all rolled back */
+	for (WbVersion *v = entry->newest; v; v = v->older)
+	{
+		if (newest == NULL && v->kind != WB_LOCK)
+			newest = v;
+		if (!v->blind)
+		{
+			recorded = true;
+			mode = Max(mode, v->mode);
+		}
+	}
+	if ((Size) b->keys.len + (Size) b->values.len + entry->key.len +
+		(newest ? newest->value_len : 0) > MaxAllocSize - 64 * 1024 * 1024)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("transaction is too large to commit"),
+				 errdetail("One commit carries at most %d MB.", (int) (MaxAllocSize / 1024 / 1024) - 64),
+				 errhint("Split the work into several transactions, or load into a table created or truncated in the same transaction.")));
+	if (!recorded)
+		mode |= MODE_BLIND;
+	au_mp_bin(&b->keys, entry->key.data, entry->key.len);
+	if (newest == NULL)
+	{
+		mode |= MODE_LOCK_ONLY;
+		au_mp_nil(&b->values);
+	}
+	else if (newest->kind == WB_DELETE)
+	{
+		mode |= MODE_DELETE;
+		au_mp_nil(&b->values);
+		b->writes = true;
+	}
+	else
+	{
+		au_mp_bin(&b->values, WB_VALUE(newest), newest->value_len);
+		b->writes = true;
+	}
+	appendStringInfoCharMacro(&b->modes, (char) mode);
+	b->n++;
+}
+
+static void
+append_names(StringInfo msg, List *names)
+{
+	ListCell   *lc;
+
+	au_mp_array(msg, list_length(names));
+	foreach(lc, names)
+		au_mp_int(msg, (int64) *(uint64 *) lfirst(lc));
+}
+
+/* Storage ids whose files PostgreSQL will delete at commit. */
+static void
+append_drops(StringInfo msg)
+{
+	RelFileLocator *files;
+	int			n = smgrGetPendingDeletes(true, &files);
+
+	au_mp_array(msg, n);
+	for (int i = 0; i < n; i++)
+		au_mp_int(msg, (int64) (((uint64) files[i].dbOid << 32) | files[i].relNumber));
+}
+
+static void
+begin_commit_message(StringInfo msg, int64 generation, Tau start)
+{
+	au_mp_array(msg, 13);
+	au_mp_int(msg, TAG_COMMIT);
+	au_mp_int(msg, generation);
+	au_mp_bin(msg, au_txid(), 16);
+	au_mp_int(msg, 1);			/* attempt */
+	au_mp_int(msg, start);
+	au_mp_int(msg, XactIsoLevel == XACT_SERIALIZABLE ? 1 : 0);
+}
+
+/* Ask what became of the transaction; false if nobody can be asked. */
+static bool
+send_resolve(void)
+{
+	StringInfoData msg;
+	bool		sent;
+
+	initStringInfo(&msg);
+	au_mp_array(&msg, 2);
+	au_mp_int(&msg, TAG_RESOLVE);
+	au_mp_bin(&msg, txid, 16);
+	sent = au_send(AU_COMMIT_SERVICE, &msg);
+	pfree(msg.data);
+	return sent;
+}
+
+pg_noreturn static void
+report_unknown(void)
+{
+	ereport(FATAL,
+			(errcode(ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN),
+			 errmsg("the outcome of the transaction is unknown"),
+			 errdetail("The commit service did not answer in time; the transaction may or may not have been committed."),
+			 errhint("Check whether its effects are there before repeating it.")));
+}
+
+pg_noreturn static void
+report_refusal(int64 outcome, Bytes detail)
+{
+	if (outcome == OUTCOME_CONFLICT)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("change conflicts with another transaction (OC000)"),
+				 errhint("The transaction might succeed if retried.")));
+	if (outcome == OUTCOME_SCHEMA)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("schema has been updated by another transaction (OC001)"),
+				 errhint("The transaction might succeed if retried.")));
+	if (outcome == OUTCOME_TOO_LARGE)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("transaction is too large to commit"),
+				 detail.len ? errdetail("%.*s", (int) detail.len, (const char *) detail.data) : 0));
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("the commit service refused the transaction"),
+			 detail.len ? errdetail("%.*s", (int) detail.len, (const char *) detail.data) : 0,
+			 errhint("The transaction might succeed if retried.")));
+}
+
+/*
+ * Rules Q1 and Q2.  Returns the commit time, or raises an error when the
+ * transaction certainly did not commit, or ends the session when nobody
+ * knows.
+ */
+static Tau
+converse(StringInfo msg)
+{
+	TimestampTz give_up;
+	bool		resolving = false;
+	bool		cancelled = false;
+
+	au_connect(AU_COMMIT_SERVICE);
+
+	HOLD_INTERRUPTS();
+	holding_interrupts = true;
+	give_up = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 2 * (int64) au_service_timeout_ms);
+
+	if (!au_send(AU_COMMIT_SERVICE, msg))
+		resolving = true;
+	for (;;)
+	{
+		MpReader	reply;
+		AuReceive	got = AU_LOST;
+
+		if (resolving && !send_resolve())
+			au_disconnect(AU_COMMIT_SERVICE);
+		else
+			got = au_receive(AU_COMMIT_SERVICE, &reply, au_service_timeout_ms, !resolving);
+
+		if (got == AU_RECEIVED)
+		{
+			uint32		fields = au_mp_read_array(&reply);
+			int64		tag = au_mp_read_int(&reply);
+
+			if (tag == TAG_COMMIT_REPLY && fields >= 4)
+			{
+				Bytes		id = au_mp_read_bin(&reply);
+				int64		outcome = au_mp_read_int(&reply);
+				Tau			tau = au_mp_read_int(&reply);
+				Bytes		detail = {NULL, 0};
+
+				if (id.len != 16 || memcmp(id.data, txid, 16) != 0)
+					continue;	/* an older conversation's */
+				if (fields >= 5)
+					detail = au_mp_read_bin(&reply);
+				if (resolving)
+					au_disconnect(AU_COMMIT_SERVICE);	/* another reply may follow */
+				if (outcome == OUTCOME_COMMITTED)
+					return tau;
+				report_refusal(outcome, detail);
+			}
+			if (tag == TAG_RESOLVE_REPLY && fields >= 4)
+			{
+				Bytes		id = au_mp_read_bin(&reply);
+				int64		outcome = au_mp_read_int(&reply);
+				Tau			tau = au_mp_read_int(&reply);
+
+				if (id.len != 16 || memcmp(id.data, txid, 16) != 0)
+					continue;
+				if (outcome == OUTCOME_COMMITTED)
+				{
+					au_disconnect(AU_COMMIT_SERVICE);
+					return tau;
+				}
+				if (outcome == OUTCOME_KILLED)
+				{
+					au_disconnect(AU_COMMIT_SERVICE);
+					if (cancelled)
+					{
+						RESUME_INTERRUPTS();
+						holding_interrupts = false;
+						CHECK_FOR_INTERRUPTS();
+						ereport(ERROR,
+								(errcode(ERRCODE_QUERY_CANCELED),
+								 errmsg("canceling statement due to user request")));
+					}
+					ereport(ERROR,
+							(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+							 errmsg("the transaction did not reach the commit service"),
+							 errhint("The transaction might succeed if retried.")));
+				}
+				/* pending: the answer follows; ask again in a moment */
+			}
+			else if (tag == TAG_ERROR && !resolving)
+			{
+				Bytes		state = au_mp_read_bin(&reply);
+				Bytes		text = au_mp_read_bin(&reply);
+
+				au_disconnect(AU_COMMIT_SERVICE);
+				/* the service says errors only before it accepts a commit */
+				ereport(ERROR,
+						(errcode(state.len == 5 ? MAKE_SQLSTATE(state.data[0], state.data[1], state.data[2],
+																state.data[3], state.data[4])
+								 : ERRCODE_INTERNAL_ERROR),
+						 errmsg("%.*s", (int) text.len, (const char *) text.data)));
+			}
+		}
+		else if (got == AU_CANCEL)
+		{
+			cancelled = true;
+			resolving = true;
+			continue;
+		}
+		else
+			au_disconnect(AU_COMMIT_SERVICE);
+
+		resolving = true;
+		if (GetCurrentTimestamp() >= give_up)
+			report_unknown();
+		if (wait_event == 0)
+			wait_event = WaitEventExtensionNew("AustralisResolve");
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10, wait_event);
+		ResetLatch(MyLatch);
+	}
+}
+
+static void
+pre_commit(void)
+{
+	StringInfoData msg;
+	StringInfoData ddl_record;
+	List	   *depends = NIL;
+	CommitBuild b = {0};
+	bool		has_ddl;
+	Tau			tau;
+
+	au_sequences_before_commit();
+
+	initStringInfo(&ddl_record);
+	has_ddl = au_ddl_collect(&ddl_record, &ddl_changed, &depends);
+	if (!has_ddl && au_wb_is_empty())
+	{
+		pfree(ddl_record.data);
+		return;
+	}
+
+	/* whatever was bulk-loaded goes the cheap way to its end */
+	foreach_ptr(uint64, relid, ingested_relids)
+		flush_relid(*relid);
+
+	(void) au_tau_start();
+	initStringInfo(&b.keys);
+	initStringInfo(&b.modes);
+	initStringInfo(&b.values);
+	au_wb_walk(build_entry, &b);
+	if (!has_ddl && !b.writes)
+		return;					/* rule A7; memory goes with the transaction */
+
+	if (has_ddl)
+	{
+		StringInfoData key;
+		LOCKTAG		tag;
+		uint64		n;
+
+		/*
+		 * One DDL commit at a time on this query processor, so that sessions
+		 * with unrelated DDL do not compete for the same number.
+		 */
+		SET_LOCKTAG_ADVISORY(tag, 0, 0x41555354, 0x5241, 7);
+		(void) LockAcquire(&tag, ExclusiveLock, false, false);
+		ddl_n = au_ddl_applied() + 1;
+		au_ddl_mark_applied(ddl_n);
+		ForceSyncCommit();
+
+		initStringInfo(&key);
+		au_key_append_relid(&key, AU_SYS_DDL);
+		n = pg_hton64((uint64) ddl_n);
+		appendBinaryStringInfo(&key, &n, 8);
+		au_mp_bin(&b.keys, key.data, key.len);
+		appendStringInfoCharMacro(&b.modes, LockTupleExclusive);
+		au_mp_bin(&b.values, ddl_record.data, ddl_record.len);
+		b.n++;
+	}
+
+	au_connect(AU_COMMIT_SERVICE);
+	initStringInfo(&msg);
+	begin_commit_message(&msg, au_service_generation(AU_COMMIT_SERVICE), tau_start);
+	au_mp_array(&msg, (uint32) b.n);
+	appendBinaryStringInfo(&msg, b.keys.data, b.keys.len);
+	au_mp_bin(&msg, b.modes.data, b.modes.len);
+	au_mp_array(&msg, (uint32) b.n);
+	appendBinaryStringInfo(&msg, b.values.data, b.values.len);
+	if (XactIsoLevel == XACT_SERIALIZABLE)
+	{
+		au_mp_array(&msg, nread_ranges);
+		for (int i = 0; i < nread_ranges; i++)
+		{
+			au_mp_array(&msg, 3);
+			au_mp_bin(&msg, read_ranges[i].lo.data, read_ranges[i].lo.len);
+			au_mp_bin(&msg, read_ranges[i].hi.data, read_ranges[i].hi.len);
+			au_mp_int(&msg, LockTupleShare);
+		}
+	}
+	else
+		au_mp_array(&msg, 0);
+	append_names(&msg, noted_relations);
+	if (has_ddl)
+	{
+		au_mp_array(&msg, 3);
+		au_mp_int(&msg, ddl_n);
+		append_names(&msg, ddl_changed);
+		append_names(&msg, depends);
+	}
+	else
+		au_mp_nil(&msg);
+	append_drops(&msg);
+
+	tau = converse(&msg);
+	commit_state = COMMIT_DECIDED;
+	ddl_tau = tau;
+	if (msg.maxlen > 1024 * 1024)
+	{
+		pfree(msg.data);
+		pfree(b.keys.data);
+		pfree(b.values.data);
+	}
+}
+
+void
+au_commit_autonomous(Bytes key, Bytes value)
+{
+	StringInfoData msg;
+	MpReader	reply;
+	uint8		mode = LockTupleNoKeyExclusive | MODE_BLIND;
+	uint8		saved[16];
+	bool		had = have_txid;
+	Tau			acked;
+	int64		ddl;
+	int64		outcome;
+
+	memcpy(saved, txid, 16);
+	have_txid = false;
+	au_page_snapshot(&acked, &ddl);
+	au_connect(AU_COMMIT_SERVICE);
+	initStringInfo(&msg);
+	begin_commit_message(&msg, au_service_generation(AU_COMMIT_SERVICE), acked);
+	memcpy(txid, saved, 16);
+	have_txid = had;
+	au_mp_array(&msg, 1);
+	au_mp_bin(&msg, key.data, key.len);
+	au_mp_bin(&msg, &mode, 1);
+	au_mp_array(&msg, 1);
+	au_mp_bin(&msg, value.data, value.len);
+	au_mp_array(&msg, 0);
+	au_mp_array(&msg, 0);
+	au_mp_nil(&msg);
+	au_mp_array(&msg, 0);
+	if (!au_call(AU_COMMIT_SERVICE, &msg, &reply, au_service_timeout_ms))
+		ereport(ERROR,
+				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+				 errmsg("the commit service is not available")));
+	if (au_mp_read_array(&reply) < 4 || au_mp_read_int(&reply) != TAG_COMMIT_REPLY)
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected answer to a commit")));
+	au_mp_skip(&reply);
+	outcome = au_mp_read_int(&reply);
+	if (outcome != OUTCOME_COMMITTED)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("the commit service refused the transaction"),
+				 errhint("The transaction might succeed if retried.")));
+	pfree(msg.data);
+}
+
+/* Tell storage that what an aborted transaction ingested is garbage. */
+static void
+send_garbage(void)
+{
+	StringInfoData msg;
+
+	if (ingested_relids == NIL || au_service_generation(AU_COMMIT_SERVICE) < 0)
+		return;
+	initStringInfo(&msg);
+	au_mp_array(&msg, 2);
+	au_mp_int(&msg, TAG_DROP);
+	append_names(&msg, ingested_relids);
+	au_send_unanswered(AU_COMMIT_SERVICE, &msg);
+}
+
+static void
+end_transaction(void)
+{
+	if (tau_start != 0)
+		au_page_set_slot(0);
+	tau_start = 0;
+	have_txid = false;
+	serial++;
+	au_wb_reset();
+	au_tid_reset();
+	au_fetched_row.valid = false;
+	xact_context = NULL;		/* went with TopTransactionContext */
+	noted_relations = NIL;
+	ingested_relids = NIL;
+	ingested = NULL;
+	read_ranges = NULL;
+	nread_ranges = max_read_ranges = 0;
+	commit_state = COMMIT_NONE;
+	ddl_n = 0;
+	ddl_changed = NIL;
+}
+
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			if (au_enabled)
+				pre_commit();
+			break;
+		case XACT_EVENT_PRE_PREPARE:
+			if (!au_wb_is_empty())
+				ereport(ERROR,
+						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						 errmsg("cannot PREPARE a transaction that has written tables of the cluster")));
+			break;
+		case XACT_EVENT_COMMIT:
+			if (ddl_n != 0)
+				au_ddl_committed(ddl_n, ddl_tau, ddl_changed);
+			if (holding_interrupts)
+			{
+				holding_interrupts = false;
+				RESUME_INTERRUPTS();
+			}
+			end_transaction();
+			break;
+		case XACT_EVENT_ABORT:
+			holding_interrupts = false; /* an error has reset the count */
+			if (commit_state == COMMIT_DECIDED)
+			{
+				/*
+				 * Rule Q1.  The cluster has committed and we could not.  The
+				 * client must not hear of an abort, and local catalogs must
+				 * be made again from the log: restart the server.
+				 */
+				ereport(PANIC,
+						(errcode(ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN),
+						 errmsg("local commit failed after the cluster had committed")));
+			}
+			send_garbage();
+			end_transaction();
+			break;
+		case XACT_EVENT_PREPARE:
+			end_transaction();
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+subxact_callback(SubXactEvent event, SubTransactionId mine, SubTransactionId parent, void *arg)
+{
+	switch (event)
+	{
+		case SUBXACT_EVENT_ABORT_SUB:
+			au_wb_subxact_abort(GetCurrentTransactionNestLevel());
+			serial++;
+			break;
+		case SUBXACT_EVENT_COMMIT_SUB:
+			au_wb_subxact_commit(GetCurrentTransactionNestLevel());
+			break;
+		default:
+			break;
+	}
+}
+
+void
+au_transaction_init(void)
+{
+	RegisterXactCallback(xact_callback, NULL);
+	RegisterSubXactCallback(subxact_callback, NULL);
+}

@@ -1,0 +1,370 @@
+/*-------------------------------------------------------------------------
+ *
+ * write_buffer.c
+ *	  What the current transaction has written: versions per key, in order.
+ *
+ * Per relation id one red-black tree of entries in key order; an entry holds
+ * its versions newest first, each stamped with the command that wrote it, so
+ * that a command never sees its own writes (cmin < curcid).  Row locks are
+ * versions without a value.  All versions of the transaction hang on one list
+ * in the order of writing; rolling back to a savepoint takes them off its
+ * head, and because an entry's versions are in the same order, each is its
+ * entry's newest then.
+ *
+ * Memory lives in one bump context per relation id, so that a relation whose
+ * rows were flushed (rule Q8) gives all of it back.  It is bounded by
+ * australis.write_buffer_limit.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "australis.h"
+
+#include "access/xact.h"
+#include "lib/rbtree.h"
+#include "port/pg_bswap.h"
+#include "utils/memutils.h"
+
+typedef struct WbNode
+{
+	RBTNode		node;
+	WbEntry		entry;
+} WbNode;
+
+struct WbRelation
+{
+	RelId		relid;
+	RBTree	   *tree;
+	MemoryContext context;
+	WbRelation *next;
+	uint64		changes;
+	Size		bytes;
+};
+
+static MemoryContext wb_context = NULL;
+static WbRelation *relations = NULL;	/* short list: relations written */
+static WbRelation *last_relation = NULL;	/* cache of the last found */
+static WbVersion *newest_written = NULL;	/* head of the undo list */
+static Size total_bytes = 0;
+static uint64 generation = 1;
+
+static inline RelId
+key_relid(Bytes key)
+{
+	uint64		v;
+
+	Assert(key.len >= 8);
+	memcpy(&v, key.data, 8);
+	return pg_ntoh64(v);
+}
+
+static int
+compare_nodes(const RBTNode *a, const RBTNode *b, void *arg)
+{
+	return au_compare_bytes(((const WbNode *) a)->entry.key, ((const WbNode *) b)->entry.key);
+}
+
+static void
+combine_nodes(RBTNode *existing, const RBTNode *newdata, void *arg)
+{
+	/* the entry is there: nothing to combine */
+}
+
+static RBTNode *
+alloc_node(void *arg)
+{
+	return MemoryContextAlloc(((WbRelation *) arg)->context, sizeof(WbNode));
+}
+
+static void
+free_node(RBTNode *x, void *arg)
+{
+	/* bump memory: given back when the relation is cleared */
+}
+
+static void
+make_tree(WbRelation *r)
+{
+	MemoryContext old = MemoryContextSwitchTo(r->context);
+
+	r->tree = rbt_create(sizeof(WbNode), compare_nodes, combine_nodes, alloc_node, free_node, r);
+	MemoryContextSwitchTo(old);
+}
+
+WbRelation *
+au_wb_relation(RelId relid, bool create)
+{
+	WbRelation *r;
+
+	if (last_relation && last_relation->relid == relid)
+		return last_relation;
+	for (r = relations; r; r = r->next)
+	{
+		if (r->relid == relid)
+		{
+			last_relation = r;
+			return r;
+		}
+	}
+	if (!create)
+		return NULL;
+	if (wb_context == NULL)
+		wb_context = AllocSetContextCreate(TopTransactionContext, "write buffer", ALLOCSET_DEFAULT_SIZES);
+	r = MemoryContextAllocZero(wb_context, sizeof(WbRelation));
+	r->relid = relid;
+	/* small blocks first: most transactions write a row or two */
+	r->context = BumpContextCreate(wb_context, "write buffer of a relation", 0, 1024, 1024 * 1024);
+	make_tree(r);
+	r->next = relations;
+	relations = r;
+	last_relation = r;
+	return r;
+}
+
+uint64
+au_wb_changes(WbRelation *relation)
+{
+	return relation->changes;
+}
+
+uint64
+au_wb_generation(RelId relid)
+{
+	return generation;
+}
+
+bool
+au_wb_has_relation(RelId relid)
+{
+	WbRelation *r = au_wb_relation(relid, false);
+
+	return r != NULL && rbt_leftmost(r->tree) != NULL;
+}
+
+bool
+au_wb_is_empty(void)
+{
+	return newest_written == NULL;
+}
+
+Size
+au_wb_relation_bytes(WbRelation *relation)
+{
+	return relation->bytes;
+}
+
+static void
+account(WbRelation *r, Size bytes)
+{
+	r->bytes += bytes;
+	total_bytes += bytes;
+	if (total_bytes / 1024 > (Size) au_write_buffer_limit_kb)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("transaction writes more than australis.write_buffer_limit (%d kB)",
+						au_write_buffer_limit_kb),
+				 errhint("Split the work into several transactions.")));
+}
+
+static WbEntry *
+get_entry(Bytes key)
+{
+	WbRelation *r = au_wb_relation(key_relid(key), true);
+	WbNode		probe;
+	WbNode	   *found;
+	uint8	   *copy;
+
+	probe.entry.key = key;
+	found = (WbNode *) rbt_find(r->tree, &probe.node);
+	if (found == NULL)
+	{
+		bool		isnew;
+
+		account(r, sizeof(WbNode) + key.len);
+		copy = MemoryContextAlloc(r->context, key.len);
+		memcpy(copy, key.data, key.len);
+		probe.entry.relation = r;
+		probe.entry.newest = NULL;
+		probe.entry.key.data = copy;
+		probe.entry.key.len = key.len;
+		found = (WbNode *) rbt_insert(r->tree, &probe.node, &isnew);
+	}
+	r->changes++;
+	return &found->entry;
+}
+
+static WbVersion *
+add_version(Bytes key, Bytes value, WbKind kind, CommandId cid, LockTupleMode mode, bool blind)
+{
+	WbEntry    *e = get_entry(key);
+	Size		size = MAXALIGN(sizeof(WbVersion)) + value.len;
+	WbVersion  *v;
+
+	account(e->relation, size);
+	v = MemoryContextAllocExtended(e->relation->context, size, MCXT_ALLOC_HUGE);
+	v->older = e->newest;
+	v->entry = e;
+	v->cmin = cid;
+	v->nest_level = GetCurrentTransactionNestLevel();
+	v->kind = kind;
+	v->mode = mode;
+	v->blind = blind;
+	v->value_len = value.len;
+	if (value.len > 0)
+		memcpy((uint8 *) WB_VALUE(v), value.data, value.len);
+	v->written_before = newest_written;
+	newest_written = v;
+	e->newest = v;
+	return v;
+}
+
+WbVersion *
+au_wb_put(Bytes key, Bytes value, CommandId cid, LockTupleMode mode, bool blind)
+{
+	return add_version(key, value, WB_PUT, cid, mode, blind);
+}
+
+WbVersion *
+au_wb_delete(Bytes key, CommandId cid, LockTupleMode mode, bool blind)
+{
+	Bytes		none = {NULL, 0};
+
+	return add_version(key, none, WB_DELETE, cid, mode, blind);
+}
+
+void
+au_wb_lock(Bytes key, LockTupleMode mode)
+{
+	WbRelation *r = au_wb_relation(key_relid(key), false);
+	Bytes		none = {NULL, 0};
+
+	if (r != NULL)
+	{
+		WbNode		probe;
+		WbNode	   *found;
+
+		/* already held as strongly: loops that lock the same parent row */
+		probe.entry.key = key;
+		found = (WbNode *) rbt_find(r->tree, &probe.node);
+		if (found != NULL)
+		{
+			for (WbVersion *v = found->entry.newest; v; v = v->older)
+			{
+				if (!v->blind && v->mode >= mode)
+					return;
+			}
+		}
+	}
+	(void) add_version(key, none, WB_LOCK, FirstCommandId, mode, false);
+}
+
+WbVersion *
+au_wb_visible(WbEntry *entry, CommandId curcid)
+{
+	for (WbVersion *v = entry->newest; v; v = v->older)
+	{
+		if (v->kind != WB_LOCK && v->cmin < curcid)
+			return v;
+	}
+	return NULL;
+}
+
+WbVersion *
+au_wb_lookup(Bytes key, CommandId curcid)
+{
+	WbRelation *r = au_wb_relation(key_relid(key), false);
+	WbNode		probe;
+	WbNode	   *found;
+
+	if (r == NULL)
+		return NULL;
+	probe.entry.key = key;
+	found = (WbNode *) rbt_find(r->tree, &probe.node);
+	return found ? au_wb_visible(&found->entry, curcid) : NULL;
+}
+
+WbEntry *
+au_wb_seek(WbRelation *relation, Bytes key, bool backward, bool equal)
+{
+	WbNode		probe;
+	WbNode	   *found;
+
+	probe.entry.key = key;
+	found = (WbNode *) (backward ? rbt_find_less(relation->tree, &probe.node, equal)
+						: rbt_find_great(relation->tree, &probe.node, equal));
+	return found ? &found->entry : NULL;
+}
+
+void
+au_wb_walk_relation(WbRelation *relation, WbVisitor visitor, void *arg)
+{
+	RBTreeIterator iter;
+	WbNode	   *node;
+
+	rbt_begin_iterate(relation->tree, LeftRightWalk, &iter);
+	while ((node = (WbNode *) rbt_iterate(&iter)) != NULL)
+		visitor(&node->entry, arg);
+}
+
+void
+au_wb_walk(WbVisitor visitor, void *arg)
+{
+	for (WbRelation *r = relations; r; r = r->next)
+		au_wb_walk_relation(r, visitor, arg);
+}
+
+void
+au_wb_clear_relation(WbRelation *relation)
+{
+	WbVersion **link = &newest_written;
+
+	/* take its versions off the undo list: their memory goes */
+	while (*link)
+	{
+		if ((*link)->entry->relation == relation)
+			*link = (*link)->written_before;
+		else
+			link = &(*link)->written_before;
+	}
+	MemoryContextReset(relation->context);
+	make_tree(relation);
+	total_bytes -= relation->bytes;
+	relation->bytes = 0;
+	relation->changes++;
+	generation++;
+}
+
+void
+au_wb_subxact_abort(int nest_level)
+{
+	while (newest_written && newest_written->nest_level >= nest_level)
+	{
+		WbVersion  *v = newest_written;
+
+		Assert(v->entry->newest == v);
+		v->entry->newest = v->older;
+		v->entry->relation->changes++;
+		newest_written = v->written_before;
+	}
+}
+
+void
+au_wb_subxact_commit(int nest_level)
+{
+	for (WbVersion *v = newest_written; v && v->nest_level >= nest_level; v = v->written_before)
+		v->nest_level = nest_level - 1;
+}
+
+void
+au_wb_reset(void)
+{
+	if (wb_context)
+	{
+		MemoryContextDelete(wb_context);
+		wb_context = NULL;
+	}
+	relations = NULL;
+	last_relation = NULL;
+	newest_written = NULL;
+	total_bytes = 0;
+	generation++;
+}
