@@ -29,12 +29,15 @@ struct KeyScan
 	RelId		relid;
 	MemoryContext context;
 
-	StringInfoData last;		/* last key returned or sought */
-	bool		started;		/* is `last` valid? */
+	/* last key returned or sought: in the batch (last_offset >= 0) or copied */
+	StringInfoData last;
+	int			last_offset;
+	bool		started;		/* is there a last key? */
 	bool		backward;
 
 	StringInfoData batch;
 	int			offset;			/* of the next entry in batch */
+	int			consumed;		/* of the entry before it */
 	bool		have_batch;
 	bool		more;			/* storage has more beyond the batch */
 	uint32		batch_rows;
@@ -45,6 +48,14 @@ struct KeyScan
 	WbEntry    *wb_next;		/* NULL: none */
 	bool		wb_valid;
 };
+
+static inline Bytes
+as_bytes(StringInfo s)
+{
+	Bytes		b = {(const uint8 *) s->data, (uint32) s->len};
+
+	return b;
+}
 
 KeyScan *
 au_key_scan_begin(Bytes lo, Bytes hi, CommandId curcid)
@@ -61,6 +72,7 @@ au_key_scan_begin(Bytes lo, Bytes hi, CommandId curcid)
 	s->relid = pg_ntoh64(relid);
 	s->curcid = curcid;
 	s->batch_rows = FIRST_BATCH_ROWS;
+	s->last_offset = -1;
 	return s;
 }
 
@@ -98,21 +110,36 @@ remember(KeyScan *s, StringInfo to, Bytes key)
 	appendBinaryStringInfo(to, key.data, key.len);
 }
 
+static inline Bytes
+key_at(KeyScan *s, int offset)
+{
+	Bytes		key;
+
+	memcpy(&key.len, s->batch.data + offset, 4);
+	key.data = (uint8 *) s->batch.data + offset + 16;
+	return key;
+}
+
+/* The last key, kept apart from the batch. */
+static Bytes
+last_key(KeyScan *s)
+{
+	if (s->last_offset >= 0)
+	{
+		remember(s, &s->last, key_at(s, s->last_offset));
+		s->last_offset = -1;
+	}
+	return as_bytes(&s->last);
+}
+
 void
 au_key_scan_seek(KeyScan *scan, Bytes key)
 {
 	remember(scan, &scan->last, key);
+	scan->last_offset = -1;
 	scan->started = true;
 	scan->have_batch = false;
 	scan->wb_valid = false;
-}
-
-static inline Bytes
-as_bytes(StringInfo s)
-{
-	Bytes		b = {(const uint8 *) s->data, (uint32) s->len};
-
-	return b;
 }
 
 /* Fetch the next batch: beyond the previous one, or from the last key. */
@@ -126,13 +153,19 @@ fetch(KeyScan *s)
 
 	if (s->have_batch)
 	{
+		/* all of it was consumed */
+		if (s->batch.len > 0)
+		{
+			(void) last_key(s);
+			remember(s, &s->fetched_to, key_at(s, s->consumed));
+		}
 		from = as_bytes(&s->fetched_to);
 		bounded = true;
 		s->batch_rows = Min(s->batch_rows * 4, MAX_BATCH_ROWS);
 	}
 	else if (s->started)
 	{
-		from = as_bytes(&s->last);
+		from = last_key(s);
 		bounded = true;
 	}
 	if (bounded)
@@ -160,30 +193,6 @@ fetch(KeyScan *s)
 		au_read_range(lo, hi, s->backward, au_read_tau(s->relid, s->curcid),
 					  s->batch_rows, MAX_BATCH_BYTES, &s->batch, &s->more);
 	s->have_batch = true;
-	if (s->more)
-	{
-		/* find the last key */
-		int			off = 0;
-		int			last = 0;
-
-		while (off < s->batch.len)
-		{
-			uint32		klen,
-						vlen;
-
-			last = off;
-			memcpy(&klen, s->batch.data + off, 4);
-			memcpy(&vlen, s->batch.data + off + 4, 4);
-			off += 16 + TYPEALIGN(8, klen) + TYPEALIGN(8, vlen);
-		}
-		{
-			Bytes		key;
-
-			memcpy(&key.len, s->batch.data + last, 4);
-			key.data = (uint8 *) s->batch.data + last + 16;
-			remember(s, &s->fetched_to, key);
-		}
-	}
 }
 
 /* The next stored entry, not consumed; false at the end. */
@@ -230,7 +239,7 @@ peek_buffer(KeyScan *s, WbVersion **version)
 		bool		equal = false;
 
 		if (s->started)
-			from = as_bytes(&s->last);
+			from = last_key(s);
 		else
 		{
 			from = s->backward ? as_bytes(&s->hi) : as_bytes(&s->lo);
@@ -264,6 +273,8 @@ au_key_scan_next(KeyScan *scan, ScanDirection dir, KeyEntry *entry)
 
 	if (backward != scan->backward)
 	{
+		if (scan->started)
+			(void) last_key(scan);
 		scan->backward = backward;
 		scan->have_batch = false;
 		scan->wb_valid = false;
@@ -282,9 +293,9 @@ au_key_scan_next(KeyScan *scan, ScanDirection dir, KeyEntry *entry)
 		{
 			if (!have_stored)
 				return false;
+			scan->last_offset = scan->consumed = scan->offset;
 			scan->offset = next_offset;
 			*entry = stored;
-			remember(scan, &scan->last, stored.key);
 			scan->started = true;
 			return true;
 		}
@@ -293,16 +304,21 @@ au_key_scan_next(KeyScan *scan, ScanDirection dir, KeyEntry *entry)
 			c = -c;
 		if (have_stored && c > 0)
 		{
+			scan->last_offset = scan->consumed = scan->offset;
 			scan->offset = next_offset;
 			*entry = stored;
-			remember(scan, &scan->last, stored.key);
 			scan->started = true;
 			return true;
 		}
 		if (have_stored && c == 0)
-			scan->offset = next_offset; /* the own version hides it */
+		{
+			/* the own version hides it */
+			scan->consumed = scan->offset;
+			scan->offset = next_offset;
+		}
 
 		remember(scan, &scan->last, own->key);
+		scan->last_offset = -1;
 		scan->started = true;
 		scan->wb_next = au_wb_seek(scan->wb, own->key, backward, false);
 		if (version->kind == WB_DELETE)

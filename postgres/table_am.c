@@ -44,8 +44,6 @@
 
 #define SAMPLE_ROWS_PER_BLOCK 64
 
-FetchedRow	au_fetched_row = {0};
-
 static const TableAmRoutine table_methods;
 
 static inline Bytes

@@ -28,7 +28,7 @@
 
 #define OFFSETS_PER_BLOCK	200
 #define PASSING_ENTRIES		8192	/* a power of two */
-#define KEPT_MIN_ENTRIES	1024
+#define KEPT_MIN_ENTRIES	64
 #define KEPT_MAX_ENTRIES	(8 * 1024 * 1024)
 #define INLINE_KEY			48
 
