@@ -37,10 +37,8 @@ FORMAT = 1
 POSTGRESQL_MAJOR = 18
 SOCKET_PATH_BYTES = 107
 LONGEST_SOCKET_NAME = "/.s.PGSQL.65535"
-OWN_NAMES = frozenset(
-    "cluster.json password australis.toml lock journal storage snapshots query_processor run logs runtime".split()
-)
 DIRECTORIES = ("journal", "storage", "snapshots", "query_processor", "logs")
+OWN_NAMES = frozenset({"cluster.json", "password", "australis.toml", "lock", "run", "runtime", *DIRECTORIES})
 
 
 class ClusterError(AustralisError):

@@ -12,16 +12,16 @@ import contextlib
 import logging
 import logging.handlers
 import os
-import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from signal import SIGKILL, Signals
 
 import structlog
 
-from australis.control_plane.layout import ClusterError
+from australis.control_plane.layout import ClusterError, Layout
 from australis.logs import FILE_BYTES, KEPT_FILES
 
 BOUND_EXEC = str(Path(__file__).with_name("bound_exec.py"))
@@ -53,7 +53,7 @@ class Child:
         *,
         directory: Path,
         environment: Mapping[str, str] | None = None,
-        death_signal: signal.Signals = signal.SIGKILL,
+        death_signal: Signals = SIGKILL,
     ) -> Child:
         """Start `command` in `directory`; its stdout and stderr go to the bounded log `file`."""
         process = await asyncio.create_subprocess_exec(
@@ -84,18 +84,18 @@ class Child:
             await asyncio.wait_for(asyncio.shield(self._reader), 1.0)
         return status
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
-    async def stop(self, number: signal.Signals, timeout: float) -> int:
-        """Ask with `number`, insist with SIGKILL after `timeout` seconds."""
+    async def stop(self, number: Signals, seconds: float) -> int:
+        """Ask with `number`, insist with SIGKILL after `seconds`."""
         self.signal(number)
         try:
-            return await asyncio.wait_for(self.wait(), timeout)
+            return await asyncio.wait_for(self.wait(), seconds)
         except TimeoutError:
-            log.error("child.killed", child=self.name, pid=self.pid, after=timeout)
-            self.signal(signal.SIGKILL)
+            log.error("child.killed", child=self.name, pid=self.pid, after=seconds)
+            self.signal(SIGKILL)
             return await self.wait()
 
     async def line(self, prefix: str) -> str:
@@ -165,6 +165,11 @@ def _left_in(directory: Path, program: bytes) -> list[int]:
     return found
 
 
+def services_of(layout: Layout) -> dict[Path, bytes]:
+    """Where each supervised process works, and a word of its command line."""
+    return {layout.query_processor / "data": b"postgres", layout.journal: b"australis"}
+
+
 def end_leftovers(programs: Mapping[Path, bytes]) -> int:
     """Kill what an earlier run left: processes working in a directory with that text in their command line.
 
@@ -177,7 +182,7 @@ def end_leftovers(programs: Mapping[Path, bytes]) -> int:
             raise ClusterError(f"process {left[0]} of an earlier run does not end; end it and start again")
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, SIGKILL)
             killed.add(pid)
         _wait_for_end(left, min(deadline - time.monotonic(), 1.0))
     return len(killed)

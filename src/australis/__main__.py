@@ -1,0 +1,5 @@
+"""`python -m australis`: the same as the command `australis`."""
+
+from australis.cli import main
+
+main()

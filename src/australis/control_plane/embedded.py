@@ -1,0 +1,391 @@
+"""The embedded cluster: all roles on one machine, in two Python processes and PostgreSQL.
+
+    this process     supervisor, storage, router
+    commit process   adjudicator, journal
+    PostgreSQL       the query processor
+
+Start: leftovers -> commit process beside image -> storage -> PostgreSQL -> router. Stop: the reverse. What must
+hold: every resource taken is given back on the way out of `run`, whatever fails; a service that dies is restarted
+without its neighbours; when this process dies, however, its children die with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from australis.cluster import open_cluster
+from australis.config import Config
+from australis.control_plane.layout import Cluster, ClusterError, Layout, prepare_run, remove_run
+from australis.control_plane.processes import Child, end_leftovers, services_of
+from australis.control_plane.supervisor import Service
+from australis.limits import LIMITS
+from australis.query_processor import settings
+from australis.query_processor.installation import Installation
+from australis.query_processor.launcher import QueryProcessor, free_port
+from australis.router import Router, RouterConfig
+
+FIRST_PORT = 5432
+PORTS_TRIED = 100
+COMMIT_READY = 60.0  # reading a long journal takes time
+STORAGE_READY = 60.0
+POSTGRESQL_READY = 60.0
+REBUILD_AFTER = 2  # attempts that failed before PostgreSQL's data directory is thought to be the reason
+
+log = structlog.get_logger()
+
+
+@dataclass
+class Phases:
+    """How long each phase of the start took, in milliseconds."""
+
+    taken: dict[str, int] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.taken[name] = round((time.monotonic() - begin) * 1000)
+
+
+class State(msgspec.Struct, kw_only=True):
+    """`run/state.json`: what other commands may know about the running cluster without asking it."""
+
+    state: str  # starting, ready, degraded, stopping
+    pid: int
+    host: str = ""
+    port: int = 0
+    direct_port: int = 0
+    profile: str = "postgres"
+    storage_driver: str = "attached"
+    started: float = 0.0  # seconds since the Unix epoch
+    services: dict[str, dict[str, int | bool | None]] = {}
+    phases: dict[str, int] = {}  # milliseconds
+
+
+class EmbeddedCluster:
+    """One run of the cluster in `layout`, whose lock the caller holds. Use `running()`."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        cluster: Cluster,
+        config: Config,
+        installation: Installation,
+        *,
+        port: int | None = None,
+        notice: Callable[[str], None] = print,
+    ) -> None:
+        """`port` None: the configured one, else 5432 or the next free. `notice` is told what a person should know."""
+        self.layout = layout
+        self.cluster = cluster
+        self.config = config
+        self.limits = LIMITS[cluster.profile]
+        self.phases = Phases()
+        self.router: Router | None = None
+        self.services: list[Service] = []
+        self._installation = installation
+        self._wanted_port = port or config.port
+        self._notice = notice
+        self._state = State(
+            state="starting",
+            pid=os.getpid(),
+            profile=cluster.profile,
+            storage_driver=config.storage_driver,
+            started=time.time(),
+        )
+        self._directory = open_cluster(layout.data, layout.run)
+        self._failed: asyncio.Future[object]
+
+    @property
+    def state(self) -> State:
+        """A picture of now."""
+        return self._state
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start everything; on leaving, stop everything. Raises ClusterError if the start is impossible."""
+        begin = time.monotonic()
+        self._failed = asyncio.get_running_loop().create_future()
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._changed, "stopped")
+            await self._start(stack)
+            self._changed("ready")
+            self.phases.taken["total"] = round((time.monotonic() - begin) * 1000)
+            self._changed("ready")
+            log.info("cluster.ready", port=self._state.port, milliseconds=self.phases.taken)
+            yield
+            self._changed("stopping")
+            log.info("cluster.stopping")
+        remove_run(self.layout)
+        log.info("cluster.stopped")
+
+    async def wait(self, stop: asyncio.Event) -> None:
+        """Return when asked to stop; raises what a background task died of."""
+        asked: asyncio.Future[object] = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait([asked, self._failed], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asked.cancel()
+        if self._failed.done():
+            self._failed.result()
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        measure = self.phases.measure
+        with measure("leftovers"):
+            processor = QueryProcessor(self.layout.query_processor, self._installation, self.layout.password())
+            killed = end_leftovers(services_of(self.layout))
+            if killed:
+                log.warning("cluster.leftovers_killed", processes=killed)
+        prepare_run(self.layout)
+        self._changed("starting")
+        port = self._choose_port()
+
+        async def image() -> None:
+            with measure("image"):
+                done = await asyncio.to_thread(processor.prepare)
+            log.info("query_processor.prepared", done=done)
+
+        async with _group() as group:
+            preparing = group.create_task(image())
+            await self._start_services(stack)
+            await preparing
+        with measure("postgresql"):
+            await self._start_query_processor(stack, processor)
+        with measure("router"):
+            await self._start_router(stack, port)
+
+    async def _start_services(self, stack: contextlib.AsyncExitStack) -> None:
+        """Commit process and storage."""
+
+    async def _start_query_processor(self, stack: contextlib.AsyncExitStack, processor: QueryProcessor) -> None:
+        self._state.direct_port = free_port()
+
+        async def launch(failures: int) -> Child:
+            if failures:
+                self._state.direct_port = free_port()
+                ended = await asyncio.to_thread(end_leftovers, {processor.data: b"postgres"})
+                done = await asyncio.to_thread(processor.prepare, rebuild=failures >= REBUILD_AFTER)
+                log.warning("query_processor.again", attempt=failures, leftovers=ended, done=done)
+            configured = settings.Settings(
+                run=self.layout.run,
+                storage=self.layout.storage,
+                port=self._state.direct_port,
+                listen="127.0.0.1",
+                connections=self._connections,
+                storage_driver=self.config.storage_driver,
+                service_timeout=self.limits.service_timeout,
+                write_buffer=(self.config.write_buffer_mb or 0) << 20 or self.limits.write_buffer,
+                extra=self.config.postgresql,
+            )
+            processor.configure(configured)
+            self._name_socket(processor.socket)
+            return await Child.spawn(
+                "postgresql",
+                processor.command(),
+                self.layout.logs / "postgresql.log",
+                directory=processor.data,
+                environment=processor.environment(),
+                death_signal=processor.death_signal,
+            )
+
+        async def ready(_: Child) -> None:
+            await processor.wait_ready(POSTGRESQL_READY)
+
+        service = Service(
+            "postgresql",
+            launch,
+            ready,
+            stop_signal=processor.stop_signal,
+            stop_timeout=30.0,
+            changed=self._changed,
+        )
+        await self._keep(stack, service)
+        stack.push_async_callback(self._close_query_processor, service, processor)
+
+    async def _close_query_processor(self, service: Service, processor: QueryProcessor) -> None:
+        if await service.stop() == 0:
+            with self.phases.measure("sync"):
+                await asyncio.to_thread(processor.mark_clean)
+
+    async def _start_router(self, stack: contextlib.AsyncExitStack, port: int) -> None:
+        tls = self.config.tls
+        router = Router(
+            RouterConfig(
+                upstream=self._upstream,
+                handover_socket=self.layout.run / "handover.sock",
+                hosts=tuple(self.config.listen),
+                port=port,
+                tls_certificate=self.layout.data / tls.certificate if tls else None,
+                tls_key=self.layout.data / tls.key if tls else None,
+                handover=self.config.handover,
+                max_connections=self._connections,
+                max_lifetime=self.limits.connection_life,
+            )
+        )
+        try:
+            await router.start()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ClusterError(f"port {port} was taken by another program meanwhile; start again") from error
+            raise ClusterError(f"cannot listen on {self.config.listen}, port {port}: {error.strerror}") from error
+        self.router = router
+        stack.push_async_callback(router.close)
+        self._state.host, self._state.port = self.config.listen[0], router.port
+
+    def one_line(self) -> str:
+        """What happens right now, for a status line."""
+        sessions = self.router.status().sessions if self.router is not None else 0
+        return f"{sessions} sessions"
+
+    @property
+    def _connections(self) -> int:
+        return self.config.connections or self.limits.connections
+
+    @property
+    def _upstream(self) -> Path:
+        """The query processor's socket under a name that stays when its port changes."""
+        return self.layout.run / "postgresql.sock"
+
+    def _name_socket(self, target: Path) -> None:
+        temporary = self._upstream.with_suffix(".new")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target.name)
+        temporary.replace(self._upstream)
+
+    async def _keep(self, stack: contextlib.AsyncExitStack, service: Service) -> None:
+        """Start a service and watch it until the stack unwinds."""
+        self.services.append(service)
+        stack.push_async_callback(service.stop)
+        await service.start()
+        self.watch(asyncio.create_task(service.watch(), name=f"watch {service.name}"))
+
+    def watch(self, task: asyncio.Task[None]) -> None:
+        """A background task of ours must not end by an error: that stops the cluster with this error."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None and not self._failed.done():
+                self._failed.set_exception(error)
+
+        task.add_done_callback(ended)
+
+    def _choose_port(self) -> int:
+        if self._wanted_port is not None:
+            if not _port_free(self.config.listen, self._wanted_port):
+                raise ClusterError(
+                    f"port {self._wanted_port} is in use by another program; choose another with --port, or none at all"
+                )
+            return self._wanted_port
+        for port in range(FIRST_PORT, FIRST_PORT + PORTS_TRIED):
+            if _port_free(self.config.listen, port):
+                if port != FIRST_PORT:
+                    self._notice(f"port {FIRST_PORT} is in use by another program; using {port}")
+                return port
+        raise ClusterError(f"no free port from {FIRST_PORT} to {FIRST_PORT + PORTS_TRIED - 1}; name one with --port")
+
+    def _changed(self, state: str | None = None) -> None:
+        """Write run/state.json."""
+        if state is not None:
+            self._state.state = state
+        elif self._state.state in ("ready", "degraded"):
+            self._state.state = "ready" if all(service.serving for service in self.services) else "degraded"
+        self._state.services = {
+            service.name: {"pid": service.pid, "serving": service.serving, "restarts": service.restarts}
+            for service in self.services
+        }
+        self._state.phases = self.phases.taken
+        run = self.layout.run
+        try:
+            (run / "state.new").write_bytes(msgspec.json.encode(self._state))
+            (run / "state.new").replace(run / "state.json")
+        except OSError as error:  # a full disk must not take the cluster down
+            log.error("cluster.state_not_written", cause=str(error))
+
+
+@contextlib.asynccontextmanager
+async def _group() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group that raises the first error itself instead of a group of errors."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
+
+
+def _port_free(hosts: list[str], port: int) -> bool:
+    for host in hosts:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            if error.errno == errno.EACCES:
+                raise ClusterError(f"port {port} needs privileges; choose one above 1023 with --port") from error
+            # an address this machine does not have: the router decides whether that matters
+    return True
+
+
+def run(
+    cluster: EmbeddedCluster, ready: Callable[[EmbeddedCluster], None], status: Callable[[EmbeddedCluster], None]
+) -> None:
+    """Run until SIGTERM or SIGINT. `ready` is called once, `status` every second. Raises ClusterError."""
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, stop.set)
+        starting = asyncio.create_task(_run(cluster, stop, ready, status))
+        asked = asyncio.create_task(stop.wait())
+        await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done() and cluster.state.state == "starting":
+            starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+        asked.cancel()
+
+    if sys.platform == "linux":
+        import uvloop
+
+        uvloop.run(main())
+    else:
+        asyncio.run(main())
+
+
+async def _run(
+    cluster: EmbeddedCluster,
+    stop: asyncio.Event,
+    ready: Callable[[EmbeddedCluster], None],
+    status: Callable[[EmbeddedCluster], None],
+) -> None:
+    async with cluster.running():
+        ready(cluster)
+
+        async def tell() -> None:
+            while True:
+                status(cluster)
+                await asyncio.sleep(1.0)
+
+        telling = asyncio.create_task(tell())
+        cluster.watch(telling)
+        try:
+            await cluster.wait(stop)
+        finally:
+            telling.cancel()

@@ -1,0 +1,222 @@
+"""Started by root: become an unprivileged user before anything of the cluster runs.
+
+    root: choose the user -> give it the data directory -> copy what it cannot read -> setuid + exec of ourselves
+
+What must hold: after `drop` the program is an ordinary start by an ordinary user; nothing later knows about root.
+Nothing is copied or given away outside the data directory. PostgreSQL refuses to run as root, and so do we.
+
+Programs and packages often lie where that user cannot go (below /root, say). Then `runtime/<key>` in the data directory
+holds a copy: our package and what it depends on (PostgreSQL's programs are one of them), and Python itself if need be.
+The key changes whenever one of the copied distributions does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import pwd
+import re
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from australis.control_plane.layout import ClusterError, Layout, unusable
+
+CANDIDATES = ("postgres", "nobody")
+NOT_COPIED = shutil.ignore_patterns(
+    "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "site-packages", "config-*"
+)
+
+
+def is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def service_user(layout: Layout) -> pwd.struct_passwd:
+    """The user that the cluster runs as: the owner of an existing data directory, else postgres, else nobody."""
+    try:
+        owner = os.stat(layout.cluster_file).st_uid
+        if owner != 0:
+            return pwd.getpwuid(owner)
+    except (OSError, KeyError):  # no cluster yet, or its owner has no name here
+        pass
+    for name in CANDIDATES:
+        try:
+            user = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        if user.pw_uid != 0:
+            return user
+    raise ClusterError("no unprivileged user (postgres, nobody) on this machine; run as another user than root")
+
+
+def can_reach(user: pwd.struct_passwd, directory: Path) -> bool:
+    """Could `user` enter this directory, or make it and its missing parents once the existing ones are open to it?"""
+    existing = directory
+    while not existing.exists():
+        existing = existing.parent
+    if existing != directory:
+        existing = existing / "."  # root makes what is missing and gives it to the user
+    return _as_user(user, lambda: os.access(existing, os.X_OK))
+
+
+def drop(layout: Layout, arguments: Sequence[str]) -> None:
+    """Replace this process by `python -m australis ARGUMENTS` as the service user. Returns only by ClusterError."""
+    user = service_user(layout)
+    _give_data_directory(layout, user)
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
+    }
+    environment |= {"HOME": str(layout.data), "USER": user.pw_name, "LOGNAME": user.pw_name}
+    program = sys.executable
+    if not _as_user(user, _installation_readable):
+        program, extra = _runtime(layout, user)
+        environment |= extra
+    os.chdir(layout.data)
+    os.setgroups([])
+    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+    os.execve(program, [program, "-P", "-m", "australis", *arguments], environment)
+
+
+def _as_user(user: pwd.struct_passwd, question: Callable[[], bool]) -> bool:
+    """Ask in a child process that is this user."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.setgroups([])
+            os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+            os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+            status = 0 if question() else 1
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _give_data_directory(layout: Layout, user: pwd.struct_passwd) -> None:
+    """Make the data directory the user's, and make sure that the user can get there."""
+    try:
+        layout.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if layout.data.stat().st_uid != user.pw_uid or layout.cluster_file.exists():
+            for folder, directories, files in os.walk(layout.data):
+                for name in [".", *directories, *files]:
+                    path = os.path.join(folder, name)
+                    if os.lstat(path).st_uid == 0:
+                        os.lchown(path, user.pw_uid, user.pw_gid)
+    except OSError as error:
+        raise unusable(layout, error) from error
+    if not _as_user(user, lambda: os.access(layout.data, os.R_OK | os.W_OK | os.X_OK)):
+        raise ClusterError(
+            f"{layout.data}: user {user.pw_name}, whom the cluster runs as, cannot get there; "
+            f"name a directory elsewhere, such as --data /var/lib/australis/{layout.data.name}"
+        )
+
+
+def _installation_readable() -> bool:
+    """Can this process read all that it would run?"""
+    places = [Path(sys.executable), _interpreter(), _stdlib() / "os.py", _package() / "cli.py", _package() / "postgres"]
+    places += [Path(entry) for entry in sys.path if os.path.isabs(entry) and os.path.exists(entry)]
+    return all(os.access(place, os.R_OK | (os.X_OK if place.is_dir() else 0)) for place in places)
+
+
+def _runtime(layout: Layout, user: pwd.struct_passwd) -> tuple[str, dict[str, str]]:
+    """Copy what the user cannot read; returns the interpreter and the environment that makes it use the copy."""
+    needs_python = not _as_user(
+        user, lambda: os.access(_interpreter(), os.X_OK) and os.access(_stdlib() / "os.py", os.R_OK)
+    )
+    target = layout.runtime / _key(needs_python)
+    base = _interpreter()
+    if not target.is_dir():
+        shutil.rmtree(layout.runtime, ignore_errors=True)  # of an earlier installation
+        temporary = layout.runtime / "new"
+        try:
+            _copy_packages(temporary / "site")
+            if needs_python:
+                _copy_python(base, temporary / "python")
+            for folder, directories, files in os.walk(temporary):
+                for name in [".", *directories, *files]:
+                    path = os.path.join(folder, name)
+                    os.lchown(path, user.pw_uid, user.pw_gid)
+                    if not os.path.islink(path):
+                        os.chmod(path, os.stat(path).st_mode & 0o777 | 0o400)
+            os.lchown(layout.runtime, user.pw_uid, user.pw_gid)
+            temporary.rename(target)
+        except OSError as error:
+            raise unusable(layout, error) from error
+    environment = {"PYTHONPATH": str(target / "site"), "PYTHONNOUSERSITE": "1"}
+    if needs_python:
+        environment |= {"PYTHONHOME": str(target / "python"), "LD_LIBRARY_PATH": str(target / "python" / "lib")}
+        return str(target / "python" / "bin" / base.name), environment
+    return str(base), environment
+
+
+def _key(needs_python: bool) -> str:
+    """Names this installation's content: versions, and sizes and times of our own files."""
+    digest = hashlib.sha256(f"{sys.version} {needs_python}".encode())
+    for found in _distributions():
+        digest.update(f"{found.metadata['Name']} {found.version}\n".encode())
+    for file in sorted(_package().rglob("*")):
+        if file.suffix in (".py", ".so", ".sql"):
+            status = file.stat()
+            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _copy_packages(site: Path) -> None:
+    site.mkdir(mode=0o755, parents=True)
+    for found in _distributions():
+        for file in found.files or []:
+            source = Path(str(found.locate_file(file)))
+            if ".." in file.parts or not source.is_file():
+                continue
+            target = site / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    shutil.copytree(_package(), site / "australis", dirs_exist_ok=True)
+
+
+def _copy_python(base: Path, target: Path) -> None:
+    (target / "bin").mkdir(parents=True)
+    shutil.copy2(base, target / "bin" / base.name)
+    shutil.copytree(_stdlib(), target / "lib" / _stdlib().name, ignore=NOT_COPIED, symlinks=False)
+    for library in Path(sysconfig.get_config_var("LIBDIR") or "/nonexistent").glob("libpython*.so*"):
+        shutil.copy2(library, target / "lib" / library.name)
+
+
+def _interpreter() -> Path:
+    """The interpreter itself, not the one of a virtual environment."""
+    return Path(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
+
+
+def _stdlib() -> Path:
+    return Path(os.__file__).parent
+
+
+def _package() -> Path:
+    return Path(__file__).resolve().parents[1]
+
+
+def _distributions() -> list[importlib.metadata.Distribution]:
+    """Ours and what it requires, transitively, without extras."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    wanted = ["australis"]
+    while wanted:
+        name = re.sub(r"[-_.]+", "-", wanted.pop()).lower()
+        if name in found:
+            continue
+        try:
+            found[name] = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            if name == "australis":
+                raise ClusterError("australis is not installed; install it: pip install .") from None
+            continue  # required on another platform only
+        for requirement in found[name].requires or []:
+            if "extra ==" not in requirement:
+                match = re.match(r"[A-Za-z0-9._-]+", requirement)
+                if match:
+                    wanted.append(match[0])
+    return [found[name] for name in sorted(found)]
