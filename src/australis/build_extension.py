@@ -2,8 +2,8 @@
 
     python -m australis.build_extension --pg-config PATH --output DIR [--source CHECKOUT]
 
-builds the extension against any PostgreSQL 18 (e.g. one with assertions). ``setup.py`` and ``postgres/Makefile`` use the
-same functions, so this file needs nothing but the standard library and runs before the package is installed.
+builds the extension against any PostgreSQL 18 (e.g. one with assertions). ``setup.py`` and ``postgres/Makefile`` use
+the same functions, so this file needs nothing but the standard library and runs before the package is installed.
 
 What must hold: LMDB is exactly the pinned release (its archive's SHA-256 is checked before a byte is used), with
 py-lmdb's corrections, which turn damaged pages into errors instead of crashes. It is never part of our repository; it
@@ -112,10 +112,10 @@ def apply_patch(text: str, patch: str) -> str:
     remaining_old = remaining_new = 0
     for line in patch.split("\n"):
         if remaining_old > 0 or remaining_new > 0:
-            line = line or " "
-            hunk.append(line)
-            remaining_old -= line[0] in " -"
-            remaining_new -= line[0] in " +"
+            marked = line or " "
+            hunk.append(marked)
+            remaining_old -= marked[0] in " -"
+            remaining_new -= marked[0] in " +"
             continue
         flush()
         header = re.match(r"@@ -(\d+)(?:,(\d+))? \+\d+(?:,(\d+))? @@", line)

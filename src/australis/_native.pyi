@@ -1,0 +1,115 @@
+"""The native store and the shared page (native/module.c). Formats: docs/formats.md, sections 4, 5 and 7."""
+
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from typing import final
+
+from typing_extensions import Buffer
+
+MAX_KEY: int
+
+class StoreError(Exception):
+    """The store refuses or fails; the message says why."""
+
+class DamagedError(StoreError):
+    """The contents cannot be trusted (damage, or the machine stopped before a sync): rebuild from the journal."""
+
+class TooOldError(StoreError):
+    """A read or rollback below the horizon."""
+
+class FullError(StoreError):
+    """Disk or map full. Nothing was changed and the store stays usable."""
+
+@final
+class Store:
+    """Multi-version store in directory ``path``. Thread-safe; calls release the GIL. Open it once per process."""
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        cluster: bytes,
+        map_size: int = 1 << 40,
+        *,
+        read_only: bool = False,
+        restored: bool = False,
+    ) -> None:
+        """Open or create it. ``restored``: ``data.mdb`` was just put there from ``copy()``; trust it without its mark.
+
+        Raises DamagedError if it has to be rebuilt, StoreError if it is another cluster's, in use, or (read_only) absent.
+        """
+
+    def apply(self, records: Iterable[tuple[int, Buffer]], position: bytes | None = None) -> None:
+        """Apply journal records (τ, body of a Commit, Ingest or Drop message) in τ order, atomically, with ``position``.
+
+        Records at or below ``applied`` are skipped. Drops are not executed: call ``drop`` when the horizon allows it.
+        """
+
+    def ingest(self, tau: int, body: Buffer) -> None:
+        """``apply([(tau, body)])``, without moving the position. In order with the other records, like them."""
+
+    def rollback(self, tau: int) -> None:
+        """Undo every commit above ``tau`` (not ingested chunks). The position stays; raises TooOldError."""
+
+    def collect(self, horizon: int, max_entries: int) -> int:
+        """Raise the horizon, remove at most that many versions no longer needed; fewer removed means done."""
+
+    def drop(self, relid: int, max_entries: int) -> bool:
+        """Remove at most that many entries of a relation id; True when none is left."""
+
+    def get_many(self, keys: Sequence[bytes], tau: int) -> bytes:
+        """A batch with one entry per key, in that order."""
+
+    def scan(
+        self, lo: Buffer, hi: Buffer, backward: bool, tau: int, max_rows: int, max_bytes: int
+    ) -> tuple[bytes, bool]:
+        """A batch of [lo, hi) (empty ``hi``: no end), and whether the range goes on behind its last key."""
+
+    def stats(self, relids: Sequence[int]) -> list[tuple[int, int]]:
+        """(rows, bytes) of each relation id at the newest applied time."""
+
+    def meta(self, key: str | bytes) -> bytes | None: ...
+    def set_meta(self, key: str | bytes, value: Buffer) -> None: ...
+    def sync(self, clean: bool = False) -> None:
+        """fsync; ``clean`` marks the store as complete on disk until the next write."""
+
+    def copy(self, path: str | PathLike[str]) -> None:
+        """Write a compact, synced copy of the newest state to a new file."""
+
+    def reader_check(self) -> int:
+        """Free the reader slots of dead processes; returns how many."""
+
+    def size(self) -> dict[str, int]:
+        """map_size, file_pages, free_pages, page_size, main_entries, hist_entries, readers (slots ever used)."""
+
+    def close(self) -> None: ...
+    @property
+    def applied(self) -> int: ...
+    @property
+    def horizon(self) -> int: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def replaced(self) -> bool:
+        """The directory holds another data file than the one that is open."""
+
+@final
+class Page:
+    """The shared page, mapped."""
+
+def page_open(path: str | PathLike[str], cluster: bytes | None = None) -> Page:
+    """Map the page file; with ``cluster`` create it if missing and refuse another cluster's."""
+
+def page_load(page: Page, word: int, /) -> int:
+    """Acquire-load of a 64-bit word."""
+
+def page_store(page: Page, word: int, value: int, /) -> None:
+    """Release-store of a 64-bit word."""
+
+def page_store_acked(page: Page, acked: int, ddl: int, /) -> None:
+    """Store words 5 and 6 as a pair under the sequence lock (one writer)."""
+
+def page_load_acked(page: Page, /) -> tuple[int, int]:
+    """Load words 5 and 6 as a pair."""
+
+def page_wake(page: Page, word: int, /) -> int:
+    """Wake the processes that wait (futex) on the low 32 bits of a word; returns how many."""
