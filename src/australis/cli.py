@@ -225,7 +225,10 @@ def _detach(layout: Layout, arguments: list[str]) -> None:
     said = process.stderr.read().decode(errors="replace").strip()
     if not ready:
         process.wait()
-        raise ClusterError(said.removeprefix("Error: ") or f"the cluster did not start; see {layout.logs}")
+        *notices, cause = said.splitlines() or [f"the cluster did not start; see {layout.logs}"]
+        for notice in notices:
+            click.echo(notice, err=True)
+        raise ClusterError(cause.removeprefix("Error: "))
     if said:
         click.echo(said, err=True)
     state = _state(layout)

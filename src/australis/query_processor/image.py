@@ -114,7 +114,6 @@ def _bootstrap(data: Path, installation: Installation) -> None:
             "unix_socket_permissions": "0700",
             "port": 5432,
             "hba_file": f"{run}/hba",
-            "shared_preload_libraries": str(installation.library),
             "dynamic_library_path": f"{installation.extension}:$libdir",
         }
         (Path(run) / "hba").write_text("local all all trust\n", encoding="ascii")
