@@ -990,25 +990,47 @@ failed:
 	return (PyObject *) page;
 }
 
-static bool
-page_word(PyObject *page, PyObject *number, int64_t **word)
+/*
+ * The words of a Page, or of anything writable with the buffer protocol (an
+ * mmap of the page file).  Such a view must be released by the caller.
+ */
+static int64_t *
+page_words(PyObject *page, Py_buffer *view)
+{
+	view->obj = NULL;
+	if (Py_TYPE(page) == &PageType)
+		return ((PageObject *) page)->words;
+	if (PyObject_GetBuffer(page, view, PyBUF_WRITABLE) < 0)
+		return NULL;
+	if (view->len == PAGE_BYTES && ((uintptr_t) view->buf & 7) == 0)
+		return view->buf;
+	PyBuffer_Release(view);
+	PyErr_SetString(PyExc_ValueError, "not a shared page");
+	return NULL;
+}
+
+static int64_t *
+page_word(PyObject *page, PyObject *number, Py_buffer *view)
 {
 	Py_ssize_t	n = PyLong_AsSsize_t(number);
+	int64_t    *words;
 
 	if (n == -1 && PyErr_Occurred())
-		return false;
-	if (!PyObject_TypeCheck(page, &PageType))
-	{
-		PyErr_SetString(PyExc_TypeError, "not a page");
-		return false;
-	}
+		return NULL;
 	if (n < 0 || n >= PAGE_WORDS)
 	{
 		PyErr_Format(PyExc_IndexError, "a page has words 0 to %d", PAGE_WORDS - 1);
-		return false;
+		return NULL;
 	}
-	*word = &((PageObject *) page)->words[n];
-	return true;
+	words = page_words(page, view);
+	return words ? words + n : NULL;
+}
+
+static inline void
+page_done(Py_buffer *view)
+{
+	if (view->obj)
+		PyBuffer_Release(view);
 }
 
 static bool
@@ -1023,25 +1045,33 @@ argument_count(Py_ssize_t given, Py_ssize_t wanted)
 static PyObject *
 page_load(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {
+	Py_buffer	view;
 	int64_t    *word;
+	int64_t		value;
 
-	if (!argument_count(n, 2) || !page_word(args[0], args[1], &word))
+	if (!argument_count(n, 2) || !(word = page_word(args[0], args[1], &view)))
 		return NULL;
-	return PyLong_FromLongLong(__atomic_load_n(word, __ATOMIC_ACQUIRE));
+	value = __atomic_load_n(word, __ATOMIC_ACQUIRE);
+	page_done(&view);
+	return PyLong_FromLongLong(value);
 }
 
 static PyObject *
 page_store(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {
+	Py_buffer	view;
 	int64_t    *word;
 	long long	value;
 
-	if (!argument_count(n, 3) || !page_word(args[0], args[1], &word))
+	if (!argument_count(n, 3))
 		return NULL;
 	value = PyLong_AsLongLong(args[2]);
 	if (value == -1 && PyErr_Occurred())
 		return NULL;
+	if (!(word = page_word(args[0], args[1], &view)))
+		return NULL;
 	__atomic_store_n(word, value, __ATOMIC_RELEASE);
+	page_done(&view);
 	Py_RETURN_NONE;
 }
 
@@ -1049,6 +1079,7 @@ page_store(PyObject *module, PyObject *const *args, Py_ssize_t n)
 static PyObject *
 page_store_acked(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {
+	Py_buffer	view;
 	int64_t    *words;
 	int64_t		sequence;
 	long long	acked,
@@ -1056,18 +1087,14 @@ page_store_acked(PyObject *module, PyObject *const *args, Py_ssize_t n)
 
 	if (!argument_count(n, 3))
 		return NULL;
-	if (!PyObject_TypeCheck(args[0], &PageType))
-	{
-		PyErr_SetString(PyExc_TypeError, "not a page");
-		return NULL;
-	}
 	acked = PyLong_AsLongLong(args[1]);
 	if (acked == -1 && PyErr_Occurred())
 		return NULL;
 	ddl = PyLong_AsLongLong(args[2]);
 	if (ddl == -1 && PyErr_Occurred())
 		return NULL;
-	words = ((PageObject *) args[0])->words;
+	if (!(words = page_words(args[0], &view)))
+		return NULL;
 	/* odd already: a writer was killed in between; this write heals it */
 	sequence = __atomic_load_n(&words[WORD_SEQLOCK], __ATOMIC_RELAXED) | 1;
 	__atomic_store_n(&words[WORD_SEQLOCK], sequence, __ATOMIC_RELAXED);
@@ -1075,21 +1102,19 @@ page_store_acked(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	__atomic_store_n(&words[WORD_ACKED], acked, __ATOMIC_RELAXED);
 	__atomic_store_n(&words[WORD_DDL], ddl, __ATOMIC_RELAXED);
 	__atomic_store_n(&words[WORD_SEQLOCK], sequence + 1, __ATOMIC_RELEASE);
+	page_done(&view);
 	Py_RETURN_NONE;
 }
 
 static PyObject *
 page_load_acked(PyObject *module, PyObject *page)
 {
+	Py_buffer	view;
 	int64_t    *words;
 	int			tries;
 
-	if (!PyObject_TypeCheck(page, &PageType))
-	{
-		PyErr_SetString(PyExc_TypeError, "not a page");
+	if (!(words = page_words(page, &view)))
 		return NULL;
-	}
-	words = ((PageObject *) page)->words;
 	for (tries = 0; tries < SEQLOCK_TRIES; tries++)
 	{
 		int64_t		before = __atomic_load_n(&words[WORD_SEQLOCK], __ATOMIC_ACQUIRE);
@@ -1098,8 +1123,12 @@ page_load_acked(PyObject *module, PyObject *page)
 
 		__atomic_thread_fence(__ATOMIC_ACQUIRE);
 		if ((before & 1) == 0 && before == __atomic_load_n(&words[WORD_SEQLOCK], __ATOMIC_RELAXED))
+		{
+			page_done(&view);
 			return Py_BuildValue("(LL)", (long long) acked, (long long) ddl);
+		}
 	}
+	page_done(&view);
 	PyErr_SetString(StoreError, "the page's writer stopped in the middle of a write");
 	return NULL;
 }
@@ -1108,12 +1137,16 @@ page_load_acked(PyObject *module, PyObject *page)
 static PyObject *
 page_wake(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {
+	Py_buffer	view;
 	int64_t    *word;
+	long		woken;
 
-	if (!argument_count(n, 2) || !page_word(args[0], args[1], &word))
+	if (!argument_count(n, 2) || !(word = page_word(args[0], args[1], &view)))
 		return NULL;
 	/* it cannot fail on a valid address, and wakes nobody when nobody waits */
-	return PyLong_FromLong(syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0));
+	woken = syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+	page_done(&view);
+	return PyLong_FromLong(woken);
 }
 
 /* ------------------------------------------------------------------ module */

@@ -1,6 +1,7 @@
 """The native store and the shared page (native/module.c). Formats: docs/formats.md, sections 4, 5 and 7."""
 
 from collections.abc import Iterable, Sequence
+from mmap import mmap
 from os import PathLike
 from typing import final
 
@@ -35,11 +36,11 @@ class Store:
     ) -> None:
         """Open or create it. ``restored``: ``data.mdb`` was just put there from ``copy()``; trust it without its mark.
 
-        Raises DamagedError if it has to be rebuilt, StoreError if it is another cluster's, in use, or (read_only) absent.
+        Raises DamagedError if it has to be rebuilt, StoreError if it is another cluster's, in use or (read_only) absent.
         """
 
     def apply(self, records: Iterable[tuple[int, Buffer]], position: bytes | None = None) -> None:
-        """Apply journal records (τ, body of a Commit, Ingest or Drop message) in τ order, atomically, with ``position``.
+        """Apply journal records (τ, body of a Commit, Ingest or Drop message) in τ order, atomically with ``position``.
 
         Records at or below ``applied`` are skipped. Drops are not executed: call ``drop`` when the horizon allows it.
         """
@@ -99,17 +100,17 @@ class Page:
 def page_open(path: str | PathLike[str], cluster: bytes | None = None) -> Page:
     """Map the page file; with ``cluster`` create it if missing and refuse another cluster's."""
 
-def page_load(page: Page, word: int, /) -> int:
-    """Acquire-load of a 64-bit word."""
+def page_load(page: Page | mmap, word: int, /) -> int:
+    """Acquire-load of a 64-bit word; a page may also be a plain mmap of its file."""
 
-def page_store(page: Page, word: int, value: int, /) -> None:
+def page_store(page: Page | mmap, word: int, value: int, /) -> None:
     """Release-store of a 64-bit word."""
 
-def page_store_acked(page: Page, acked: int, ddl: int, /) -> None:
+def page_store_acked(page: Page | mmap, acked: int, ddl: int, /) -> None:
     """Store words 5 and 6 as a pair under the sequence lock (one writer)."""
 
-def page_load_acked(page: Page, /) -> tuple[int, int]:
+def page_load_acked(page: Page | mmap, /) -> tuple[int, int]:
     """Load words 5 and 6 as a pair."""
 
-def page_wake(page: Page, word: int, /) -> int:
+def page_wake(page: Page | mmap, word: int, /) -> int:
     """Wake the processes that wait (futex) on the low 32 bits of a word; returns how many."""
