@@ -36,7 +36,7 @@ class Store:
     ) -> None:
         """Open or create it. ``restored``: ``data.mdb`` was just put there from ``copy()``; trust it without its mark.
 
-        Raises DamagedError if it has to be rebuilt, StoreError if it is another cluster's, in use or (read_only) absent.
+        Raises DamagedError if it has to be rebuilt, StoreError if another cluster's, in use or (read_only) absent.
         """
 
     def apply(self, records: Iterable[tuple[int, Buffer]], position: bytes | None = None) -> None:
