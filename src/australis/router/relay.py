@@ -1,0 +1,122 @@
+"""One end of a relayed connection: an asyncio protocol that passes bytes to another one like it.
+
+Used where the client's socket can't be handed over: TLS, or by configuration.  Memory is bounded on both sides: what
+one transport can't send (its high-water mark, 64 KiB) stops reading from the other, and before join() at most BUFFER
+bytes are read.  When a client's plain stream ends, so does the backend's input, but its output still flows
+(half-close); when the backend's ends, the client gets what is left and is closed, and is aborted if it doesn't take it
+within LINGER.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+from australis.router.startup import Garbage
+
+BUFFER = 65536
+LINGER = 10.0
+
+
+class RelayEnd(asyncio.Protocol):
+    """Reads as a stream until joined to another end, then passes everything on."""
+
+    def __init__(self, *, half_close: bool = False) -> None:
+        self._half_close = half_close
+        self._transport: asyncio.Transport | None = None
+        self._peer: RelayEnd | None = None
+        self._received = bytearray()
+        self._arrival: asyncio.Future[None] | None = None
+        self._ended = False
+        self._silent = True
+        self.parting = b""
+        """For the peer, if this end closes without having delivered anything."""
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        assert self._transport is not None, "not connected yet"
+        return self._transport
+
+    async def read_exactly(self, count: int) -> bytes:
+        """count bytes; Garbage if the stream ends before.  Only before join(), count at most BUFFER."""
+        while len(self._received) < count:
+            if self._ended:
+                raise Garbage("incomplete startup packet" if self._received else "connection closed")
+            self._arrival = asyncio.get_running_loop().create_future()
+            await self._arrival
+        data = bytes(self._received[:count])
+        del self._received[:count]
+        return data
+
+    def join(self, peer: RelayEnd) -> None:
+        """From now on pass bytes between the two."""
+        for one, other in ((self, peer), (peer, self)):
+            one._peer = other
+        for one, other in ((self, peer), (peer, self)):
+            if one._received:
+                one._silent = False
+                other.transport.write(bytes(one._received))
+                one._received.clear()
+            if one.closed.done():
+                other.finish(one)
+            elif one._ended:
+                one._pass_end(other)
+            else:
+                one.transport.resume_reading()
+
+    def finish(self, lost: RelayEnd | None = None) -> None:
+        """Close when everything is sent, or after LINGER."""
+        if lost is not None and lost._silent and lost.parting:
+            self.transport.write(lost.parting)
+        if not self.closed.done():
+            self.transport.close()
+            timer = asyncio.get_running_loop().call_later(LINGER, self.transport.abort)
+            self.closed.add_done_callback(lambda _: timer.cancel())
+
+    def _pass_end(self, peer: RelayEnd) -> bool:
+        """Pass the end of the stream on; True if the other direction goes on."""
+        if self._half_close and peer.transport.can_write_eof():
+            peer.transport.write_eof()
+            return True
+        self.transport.close()
+        return False
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are one by behaviour only
+
+    def data_received(self, data: bytes) -> None:
+        if self._peer is not None:
+            self._silent = False
+            self._peer.transport.write(data)
+            return
+        self._received += data
+        if len(self._received) >= BUFFER:
+            self.transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        self._wake()
+        return self._peer is not None and self._pass_end(self._peer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended = True
+        self._wake()
+        self.closed.set_result(None)
+        if self._peer is not None:
+            self._peer.finish(self)
+
+    def pause_writing(self) -> None:
+        if self._peer is not None and not self._peer.closed.done():
+            self._peer.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._peer is not None and not self._peer.closed.done():
+            self._peer.transport.resume_reading()
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
