@@ -52,9 +52,8 @@ extern bool au_key_order_is(const KeyColumn *col, Oid cmpproc);
 /* ------------------------------------------------------------- index_am.c */
 
 /*
- * Everything about an index that does not change while it exists, in one
- * chunk, cached in rd_amcache.  Copy it before calling anything that may
- * process invalidations.
+ * Everything about an index that does not change while it exists.  Cached in
+ * rd_amcache, which an invalidation frees: work on a copy.
  */
 typedef struct IndexShape
 {
@@ -64,25 +63,25 @@ typedef struct IndexShape
 	bool		nulls_distinct;
 	bool		cstrings;		/* has a name column, which pg_index types as
 								 * cstring */
-	KeyColumn	columns[FLEXIBLE_ARRAY_MEMBER];
+	KeyColumn	columns[INDEX_MAX_KEYS];	/* only nkeys of them are copied */
 } IndexShape;
 
-#define INDEX_SHAPE_SIZE(n) (offsetof(IndexShape, columns) + (n) * sizeof(KeyColumn))
-
-extern const IndexShape *au_index_shape(Relation index);
-
-/* Row type of the entries' images: the index's, with cstring made name. */
-extern TupleDesc au_index_entry_desc(Relation index, const IndexShape *shape);
+extern void au_index_shape(Relation index, IndexShape *shape);
 
 /*
- * Append the key columns of an entry; *prefix_len is the length without the
- * row key, *suffixed tells whether the row key must follow.
+ * Key of an entry in key, which is reset first: relation id, key columns and,
+ * where docs/formats.md says so, the row key.  Returns the length without the
+ * row key.
  */
-extern void au_index_key_columns(StringInfo key, Relation index, const IndexShape *shape,
-								 const Datum *values, const bool *isnull, bool *suffixed);
+extern int	au_index_key(StringInfo key, Relation index, const IndexShape *shape,
+						 const Datum *values, const bool *isnull, Bytes rowkey, bool *suffixed);
 
-extern void au_index_value(StringInfo value, TupleDesc desc, const Datum *values, const bool *isnull,
+/* Value of an entry, appended. */
+extern void au_index_value(StringInfo value, Relation index, const Datum *values, const bool *isnull,
 						   Bytes rowkey);
+
+/* 0A000 unless the index's operator classes and collations sort by our keys. */
+extern void au_index_check_supported(Relation index);
 
 /* ----------------------------------------------------------- index_scan.c */
 extern IndexScanDesc au_index_beginscan(Relation index, int nkeys, int norderbys);
@@ -101,6 +100,5 @@ extern void au_index_costestimate(struct PlannerInfo *root, struct IndexPath *pa
 								  Cost *startup, Cost *total, Selectivity *selectivity,
 								  double *correlation, double *pages);
 extern int	au_index_gettreeheight(Relation index);
-extern BlockNumber au_index_pages(Relation index, double *tuples);
 
 #endif							/* AUSTRALIS_INDEX_H */

@@ -1,0 +1,265 @@
+/*-------------------------------------------------------------------------
+ *
+ * index_build.c
+ *	  CREATE INDEX, REINDEX, and what ALTER TABLE makes of them.
+ *
+ * Rows are read through the table access method, their entries sorted on
+ * disk within maintenance_work_mem, and written in key order.  A new index
+ * has a new storage id that nobody else can see before the DDL commits, so
+ * the entries go to storage in chunks past the adjudicator (rule Q8); what an
+ * aborted build leaves is garbage of that storage id.
+ *
+ * Must hold: nothing is kept in memory but one chunk and what the sort
+ * bounds; duplicates of a unique index are found after the sort, where equal
+ * keys are neighbours.  If storage fails in between, au_ingest raises the
+ * error and the statement, hence the transaction, fails.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/nbtree.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/pg_operator.h"
+#include "catalog/pg_type.h"
+#include "commands/progress.h"
+#include "executor/tuptable.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "utils/backend_progress.h"
+#include "utils/fmgroids.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/tuplesort.h"
+
+#include "australis.h"
+#include "index.h"
+
+#define CHUNK_BYTES		(8 * 1024 * 1024)
+#define CHUNK_ENTRIES	65536
+
+#define BYTEA_LESS_OPERATOR 1957	/* bytea < bytea, C order */
+
+/*
+ * What is sorted: key, value, and a trailer that says where they part.  No
+ * key is a prefix of another, so the order of the whole is that of the keys.
+ */
+typedef struct SortTrailer
+{
+	uint16		key_len;
+	uint16		unique_len;		/* leading bytes that must be unique, or 0 */
+} SortTrailer;
+
+typedef struct BuildState
+{
+	Relation	heap;
+	Relation	index;
+	IndexShape	shape;
+	Tuplesortstate *sort;
+	MemoryContext row_context;
+	StringInfoData key;
+	StringInfoData item;
+	double		entries;
+} BuildState;
+
+static void
+build_callback(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool alive, void *arg)
+{
+	BuildState *b = arg;
+	MemoryContext old = MemoryContextSwitchTo(b->row_context);
+	TidTarget	row;
+	bool		suffixed;
+	bool		has_null = false;
+	int			prefix;
+	SortTrailer trailer = {0, 0};
+	struct varlena *datum;
+
+	if (!au_tid_lookup(tid, &row))
+		elog(ERROR, "row (%u,%u) to be indexed in \"%s\" is not known",
+			 ItemPointerGetBlockNumberNoCheck(tid), ItemPointerGetOffsetNumberNoCheck(tid),
+			 RelationGetRelationName(index));
+	for (int i = 0; i < b->shape.nkeys; i++)
+		has_null |= isnull[i];
+
+	prefix = au_index_key(&b->key, index, &b->shape, values, isnull, row.key, &suffixed);
+	trailer.key_len = (uint16) b->key.len;
+	if ((b->shape.unique || b->shape.deferrable) && !(has_null && b->shape.nulls_distinct))
+		trailer.unique_len = (uint16) prefix;
+
+	/* the value is built at a multiple of 8, then moved up to the key */
+	resetStringInfo(&b->item);
+	au_index_value(&b->item, index, values, isnull, row.key);
+	datum = palloc(VARHDRSZ + b->key.len + b->item.len + sizeof(trailer));
+	SET_VARSIZE(datum, VARHDRSZ + b->key.len + b->item.len + sizeof(trailer));
+	memcpy(VARDATA(datum), b->key.data, b->key.len);
+	memcpy(VARDATA(datum) + b->key.len, b->item.data, b->item.len);
+	memcpy(VARDATA(datum) + b->key.len + b->item.len, &trailer, sizeof(trailer));
+	tuplesort_putdatum(b->sort, PointerGetDatum(datum), false);
+	b->entries += 1;
+
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(b->row_context);
+}
+
+/* A chunk of entries, copied, that goes out in one piece. */
+typedef struct Chunk
+{
+	MemoryContext context;
+	IngestEntry *entries;
+	int			n;
+	Size		bytes;
+	bool		ingest;
+} Chunk;
+
+static void
+flush_chunk(Chunk *chunk)
+{
+	if (chunk->n == 0)
+		return;
+	if (chunk->ingest)
+		(void) au_ingest(chunk->entries, chunk->n);
+	else
+	{
+		for (int i = 0; i < chunk->n; i++)
+			(void) au_wb_put(chunk->entries[i].key, chunk->entries[i].value,
+							 GetCurrentCommandId(true), LockTupleExclusive, true);
+	}
+	MemoryContextReset(chunk->context);
+	chunk->n = 0;
+	chunk->bytes = 0;
+}
+
+static void
+raise_not_unique(BuildState *b, Bytes value)
+{
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(b->index), &TTSOpsAustralis);
+	char	   *key_desc;
+
+	au_row_store(au_index_value_image(value), slot, false);
+	slot_getallattrs(slot);
+	key_desc = BuildIndexValueDescription(b->index, slot->tts_values, slot->tts_isnull);
+	ereport(ERROR,
+			(errcode(ERRCODE_UNIQUE_VIOLATION),
+			 errmsg("could not create unique index \"%s\"", RelationGetRelationName(b->index)),
+			 key_desc ? errdetail("Key %s is duplicated.", key_desc) : errdetail("Duplicate keys exist."),
+			 errtableconstraint(b->heap, RelationGetRelationName(b->index))));
+}
+
+static void
+write_entries(BuildState *b)
+{
+	Chunk		chunk = {0};
+	StringInfoData last;		/* unique part of the previous key */
+	bool		last_unique = false;
+	Datum		datum;
+	bool		isnull;
+	double		done = 0;
+
+	chunk.context = AllocSetContextCreate(CurrentMemoryContext, "index build chunk", ALLOCSET_DEFAULT_SIZES);
+	chunk.entries = palloc_array(IngestEntry, CHUNK_ENTRIES);
+	chunk.ingest = au_storage_unpublished(b->index);
+	initStringInfo(&last);
+
+	while (tuplesort_getdatum(b->sort, true, false, &datum, &isnull, NULL))
+	{
+		struct varlena *item = (struct varlena *) DatumGetPointer(datum);
+		const uint8 *data = (const uint8 *) VARDATA_ANY(item);
+		uint32		len = VARSIZE_ANY_EXHDR(item);
+		SortTrailer trailer;
+		IngestEntry *e;
+		uint8	   *copy;
+
+		CHECK_FOR_INTERRUPTS();
+		len -= sizeof(trailer);
+		memcpy(&trailer, data + len, sizeof(trailer));
+
+		/* the copy keeps the value at a multiple of 8 */
+		copy = MemoryContextAlloc(chunk.context, TYPEALIGN(8, trailer.key_len) + len - trailer.key_len);
+		e = &chunk.entries[chunk.n++];
+		e->key.data = copy;
+		e->key.len = trailer.key_len;
+		memcpy(copy, data, trailer.key_len);
+		e->value.data = copy + TYPEALIGN(8, trailer.key_len);
+		e->value.len = len - trailer.key_len;
+		memcpy((uint8 *) e->value.data, data + trailer.key_len, e->value.len);
+		chunk.bytes += e->key.len + e->value.len;
+
+		if (trailer.unique_len != 0)
+		{
+			if (last_unique && last.len == trailer.unique_len && memcmp(last.data, data, last.len) == 0)
+				raise_not_unique(b, e->value);
+			resetStringInfo(&last);
+			appendBinaryStringInfo(&last, (const char *) data, trailer.unique_len);
+			last_unique = true;
+		}
+
+		if (chunk.n == CHUNK_ENTRIES || chunk.bytes >= CHUNK_BYTES)
+		{
+			done += chunk.n;
+			flush_chunk(&chunk);
+			pgstat_progress_update_param(PROGRESS_CREATEIDX_TUPLES_DONE, (int64) done);
+		}
+	}
+	done += chunk.n;
+	flush_chunk(&chunk);
+	pgstat_progress_update_param(PROGRESS_CREATEIDX_TUPLES_DONE, (int64) done);
+	MemoryContextDelete(chunk.context);
+	pfree(chunk.entries);
+	pfree(last.data);
+}
+
+IndexBuildResult *
+au_index_build(Relation heap, Relation index, IndexInfo *info)
+{
+	IndexBuildResult *result = palloc0(sizeof(IndexBuildResult));
+	BuildState	b = {0};
+	MemoryContext context;
+	MemoryContext old;
+
+	au_index_check_supported(index);
+
+	if (au_index_is_primary(heap, index))
+	{
+		/* the table is its own primary key; leave its statistics alone */
+		result->heap_tuples = heap->rd_rel->reltuples;
+		result->index_tuples = heap->rd_rel->reltuples;
+		return result;
+	}
+
+	context = AllocSetContextCreate(CurrentMemoryContext, "index build", ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(context);
+	b.heap = heap;
+	b.index = index;
+	au_index_shape(index, &b.shape);
+	b.row_context = AllocSetContextCreate(context, "index build row", ALLOCSET_DEFAULT_SIZES);
+	initStringInfo(&b.key);
+	initStringInfo(&b.item);
+
+	pgstat_progress_update_param(PROGRESS_CREATEIDX_SUBPHASE, PROGRESS_BTREE_PHASE_INDEXBUILD_TABLESCAN);
+	b.sort = tuplesort_begin_datum(BYTEAOID, BYTEA_LESS_OPERATOR, InvalidOid, false,
+								   maintenance_work_mem, NULL, TUPLESORT_NONE);
+	MemoryContextSwitchTo(old);
+
+	result->heap_tuples = table_index_build_scan(heap, index, info, true, true, build_callback, &b, NULL);
+	result->index_tuples = b.entries;
+	pgstat_progress_update_param(PROGRESS_CREATEIDX_TUPLES_TOTAL, (int64) b.entries);
+
+	pgstat_progress_update_param(PROGRESS_CREATEIDX_SUBPHASE, PROGRESS_BTREE_PHASE_PERFORMSORT_1);
+	tuplesort_performsort(b.sort);
+	pgstat_progress_update_param(PROGRESS_CREATEIDX_SUBPHASE, PROGRESS_BTREE_PHASE_LEAF_LOAD);
+	old = MemoryContextSwitchTo(context);
+	write_entries(&b);
+	MemoryContextSwitchTo(old);
+	tuplesort_end(b.sort);
+	MemoryContextDelete(context);
+	return result;
+}
+
+void
+au_index_buildempty(Relation index)
+{
+	/* nothing exists until the first entry */
+}

@@ -1,0 +1,163 @@
+/*-------------------------------------------------------------------------
+ *
+ * index_cost.c
+ *	  What the planner is told about an index.
+ *
+ * The formula is btree's, so that plans look like PostgreSQL's; it wants a
+ * size in pages, which storage does not have.  So the pages are those that a
+ * btree with the same entries would have: number of entries from storage,
+ * width from the columns' statistics.
+ *
+ * Through the socket driver every row of a secondary index is a round trip of
+ * its own, however well the heap is correlated with the index: there the
+ * correlation is told to be none, which charges a random page per row.
+ *
+ * If storage's figures can't be had, planning fails with its error, as the
+ * query would.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "access/htup_details.h"
+#include "access/itup.h"
+#include "access/relation.h"
+#include "access/xact.h"
+#include "nodes/pathnodes.h"
+#include "storage/bufpage.h"
+#include "utils/index_selfuncs.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
+
+#include "australis.h"
+#include "index.h"
+
+/* Statistics of storage, remembered for a second. */
+typedef struct CachedStats
+{
+	RelId		relid;
+	TimestampTz until;
+	int64		rows;
+} CachedStats;
+
+#define CACHED_STATS 256
+static CachedStats cached_stats[CACHED_STATS];
+
+static double
+entries_of(RelId relid)
+{
+	CachedStats *c = &cached_stats[(relid ^ (relid >> 32)) % CACHED_STATS];
+	TimestampTz now = GetCurrentTimestamp();
+	int64		bytes;
+
+	if (c->relid != relid || now >= c->until || now < c->until - USECS_PER_SEC)
+	{
+		c->relid = 0;
+		au_read_stats(relid, &c->rows, &bytes);
+		c->relid = relid;
+		c->until = now + USECS_PER_SEC;
+	}
+	return (double) Max(c->rows, 0);
+}
+
+/* Width of an index tuple of btree, line pointer included. */
+static double
+entry_width(Relation index, Relation heap)
+{
+	double		width = 0;
+
+	for (int i = 0; i < RelationGetDescr(index)->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(index), i);
+		AttrNumber	heap_att = index->rd_index->indkey.values[i];
+		int32		w = 0;
+
+		if (att->attlen > 0)
+			w = att->attlen;
+		else if (heap_att > 0)
+			w = get_attavgwidth(RelationGetRelid(heap), heap_att);
+		if (w <= 0)
+			w = get_typavgwidth(att->atttypid, att->atttypmod);
+		width += w;
+	}
+	return MAXALIGN((Size) width + sizeof(IndexTupleData)) + sizeof(ItemIdData);
+}
+
+typedef struct IndexSize
+{
+	bool		primary;
+	double		entries;
+	double		pages;
+	int			height;
+} IndexSize;
+
+static void
+estimate_size(Relation index, IndexSize *size)
+{
+	/* callers hold a lock on the table */
+	Relation	heap = relation_open(index->rd_index->indrelid, NoLock);
+	double		width = entry_width(index, heap);
+	double		usable = (BLCKSZ - SizeOfPageHeaderData - 16) * 0.9;
+	double		level;
+
+	size->primary = au_index_is_primary(heap, index);
+	size->entries = entries_of(au_relid(size->primary ? heap : index));
+	relation_close(heap, NoLock);
+
+	/* a btree has a meta page; each level has a page per so many below it */
+	size->pages = 1;
+	size->height = 0;
+	if (size->entries > 0)
+	{
+		double		fanout = Max(floor(usable / width), 2.0);
+
+		level = ceil(size->entries / fanout);
+		size->pages += level;
+		while (level > 1)
+		{
+			level = ceil(level / fanout);
+			size->pages += level;
+			size->height++;
+		}
+	}
+}
+
+int
+au_index_gettreeheight(Relation index)
+{
+	IndexSize	size;
+
+	estimate_size(index, &size);
+	return size.height;
+}
+
+void
+au_index_costestimate(PlannerInfo *root, IndexPath *path, double loop_count,
+					  Cost *startup, Cost *total, Selectivity *selectivity,
+					  double *correlation, double *pages)
+{
+	IndexOptInfo *info = path->indexinfo;
+	bool		primary = false;
+
+	if (!info->hypothetical)
+	{
+		Relation	index = relation_open(info->indexoid, NoLock);
+		IndexSize	size;
+
+		estimate_size(index, &size);
+		relation_close(index, NoLock);
+		primary = size.primary;
+		info->pages = (BlockNumber) Min(size.pages, MaxBlockNumber);
+		info->tree_height = size.height;
+		if (info->indpred != NIL)
+			info->tuples = Min(size.entries, info->rel->tuples);
+	}
+
+	btcostestimate(root, path, loop_count, startup, total, selectivity, correlation, pages);
+
+	if (!primary && au_storage_driver != 0)
+		*correlation = 0;
+}
