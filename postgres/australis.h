@@ -505,6 +505,9 @@ extern void au_ddl_committed(int64 n, Tau tau, List *changed);
 
 /* tau of the last change of a relation known here; 0 if long ago */
 extern Tau	au_ddl_last_change(uint64 relation_name);
+
+/* No relation changed after this; one load, for the usual case. */
+extern Tau	au_ddl_newest_change(void);
 extern Size au_ddl_shmem_size(void);
 extern void au_ddl_shmem_init(void);
 
