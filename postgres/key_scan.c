@@ -44,7 +44,7 @@ struct KeyScan
 	StringInfoData fetched_to;	/* last key of the batch */
 
 	WbRelation *wb;
-	uint64		wb_changes;
+	uint64		wb_changes;		/* what wb_next was found in: see wb_state() */
 	WbEntry    *wb_next;		/* NULL: none */
 	bool		wb_valid;
 };
@@ -222,6 +222,17 @@ peek_storage(KeyScan *s, KeyEntry *e, int *next_offset)
 	return true;
 }
 
+/*
+ * What makes wb_next void.  Versions written while a scan runs have a cmin at
+ * or above its curcid, so they change nothing for it: only a flush, which
+ * frees entries, does.  A scan that sees everything is moved by any change.
+ */
+static inline uint64
+wb_state(KeyScan *s)
+{
+	return s->curcid == InvalidCommandId ? au_wb_changes(s->wb) : au_wb_generation(s->relid);
+}
+
 /* The next own entry that this command sees (deletions included), or NULL. */
 static WbEntry *
 peek_buffer(KeyScan *s, WbVersion **version)
@@ -233,7 +244,7 @@ peek_buffer(KeyScan *s, WbVersion **version)
 			return NULL;
 		s->wb_valid = false;
 	}
-	if (!s->wb_valid || s->wb_changes != au_wb_changes(s->wb))
+	if (!s->wb_valid || s->wb_changes != wb_state(s))
 	{
 		Bytes		from;
 		bool		equal = false;
@@ -246,7 +257,7 @@ peek_buffer(KeyScan *s, WbVersion **version)
 			equal = !s->backward;
 		}
 		s->wb_next = au_wb_seek(s->wb, from, s->backward, equal);
-		s->wb_changes = au_wb_changes(s->wb);
+		s->wb_changes = wb_state(s);
 		s->wb_valid = true;
 	}
 	while (s->wb_next)
