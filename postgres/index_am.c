@@ -270,6 +270,27 @@ other_row_exists(Bytes prefix, Bytes rowkey)
 	return found;
 }
 
+/* Is there an entry under this key?  Sees everything this transaction wrote. */
+static bool
+existing_entry(Relation index, Bytes key, KeyEntry *entry)
+{
+	/* a new index has nothing in storage before its first chunk: no look-up */
+	if (au_storage_unpublished(index) && !au_has_ingested(au_relid(index)))
+	{
+		WbVersion  *v = au_wb_lookup(key, InvalidCommandId);
+
+		if (v == NULL || v->kind != WB_PUT)
+			return false;
+		entry->key = v->entry->key;
+		entry->value.data = WB_VALUE(v);
+		entry->value.len = v->value_len;
+		entry->version = v;
+		entry->tau = 0;
+		return true;
+	}
+	return au_key_lookup(key, InvalidCommandId, entry);
+}
+
 /*
  * The command after which an entry becomes visible is its row's: a function
  * called by the statement may have moved the command counter on meanwhile.
@@ -344,7 +365,7 @@ au_index_insert(Relation index, Datum *values, bool *isnull, ItemPointer heap_ti
 		KeyEntry	existing;
 
 		if (check != UNIQUE_CHECK_NO &&
-			au_key_lookup(as_bytes(&key), InvalidCommandId, &existing) &&
+			existing_entry(index, as_bytes(&key), &existing) &&
 			!entry_is_of_row(existing.value, rowkey))
 		{
 			if (check == UNIQUE_CHECK_YES || check == UNIQUE_CHECK_EXISTING)

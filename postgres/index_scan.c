@@ -53,6 +53,9 @@ typedef struct ScanRange
 	bool		point;			/* lo is the only key in it */
 } ScanRange;
 
+/* A row image without columns (docs/formats.md §2). */
+static const uint8 empty_row[8] = {1};
+
 /* A condition that the ranges don't express. */
 typedef struct ScanFilter
 {
@@ -797,7 +800,7 @@ note_read(IndexScanDesc scan, AuScan *so, const ScanRange *range)
 }
 
 static void
-close_range(AuScan *so)
+leave_range(AuScan *so)
 {
 	if (so->scan != NULL)
 	{
@@ -808,7 +811,7 @@ close_range(AuScan *so)
 }
 
 static void
-open_range(IndexScanDesc scan, AuScan *so, bool backward)
+enter_range(IndexScanDesc scan, AuScan *so, bool backward)
 {
 	ScanRange  *range = &so->ranges[so->current];
 
@@ -844,7 +847,7 @@ next_entry(IndexScanDesc scan, AuScan *so, ScanDirection dir, KeyEntry *entry)
 				so->current += backward ? -1 : 1;
 			if (so->current < 0 || so->current >= so->nranges)
 				return false;
-			open_range(scan, so, backward);
+			enter_range(scan, so, backward);
 		}
 		range = &so->ranges[so->current];
 		if (!range->point)
@@ -864,7 +867,7 @@ next_entry(IndexScanDesc scan, AuScan *so, ScanDirection dir, KeyEntry *entry)
 				return true;
 			}
 		}
-		close_range(so);
+		leave_range(so);
 		so->current += backward ? -1 : 1;
 		if (so->current < 0 || so->current >= so->nranges)
 			return false;
@@ -975,7 +978,7 @@ au_index_rescan(IndexScanDesc scan, ScanKey keys, int nkeys, ScanKey orderbys, i
 	if (keys != NULL && scan->numberOfKeys > 0)
 		memcpy(scan->keyData, keys, scan->numberOfKeys * sizeof(ScanKeyData));
 
-	close_range(so);
+	leave_range(so);
 	so->mark_open = false;
 	so->mark_has_key = false;
 	so->mark_current = 0;
@@ -1053,6 +1056,21 @@ au_index_gettuple(IndexScanDesc scan, ScanDirection dir)
 		{
 			fill_slot(scan, so, &entry);
 			return_tuple(scan, so);
+			if (!so->primary)
+			{
+				/*
+				 * The executor asks the table whether the row is visible,
+				 * and looks at nothing in it.  An entry that we see has a
+				 * row that we see: hand over one without columns.
+				 */
+				au_fetched_row.tid = scan->xs_heaptid;
+				au_fetched_row.entry.key = as_bytes(&so->rowkey);
+				au_fetched_row.entry.value.data = empty_row;
+				au_fetched_row.entry.value.len = sizeof(empty_row);
+				au_fetched_row.entry.version = NULL;
+				au_fetched_row.entry.tau = entry.tau;
+				au_fetched_row.valid = true;
+			}
 		}
 		return true;
 	}
@@ -1064,7 +1082,7 @@ au_index_endscan(IndexScanDesc scan)
 {
 	AuScan	   *so = scan->opaque;
 
-	close_range(so);
+	leave_range(so);
 	if (so->slot != NULL)
 		ExecDropSingleTupleTableSlot(so->slot);
 	if (so->tuple_context != NULL)
@@ -1109,11 +1127,11 @@ au_index_restrpos(IndexScanDesc scan)
 
 	if (!reusable)
 	{
-		close_range(so);
+		leave_range(so);
 		so->current = so->mark_current;
 		if (!so->mark_open)
 			return;
-		open_range(scan, so, false);
+		enter_range(scan, so, false);
 	}
 	so->last_key.data = NULL;
 	if (so->ranges[so->current].point)
