@@ -17,7 +17,7 @@
  *	  key_scan.c	 storage merged with the write buffer, in key order
  *	  key_codec.c	 datums to order-preserving bytes
  *	  row_codec.c	 slots to row images and back
- *	  layout.c		 how a table's rows are keyed
+ *	  layout.c		 how a table's rows are keyed; rekey.c: another key later
  *	  table_am.c	 the table access method
  *	  index_am.c	 the index access method (index_scan.c, index_build.c,
  *					 index_cost.c)
@@ -326,6 +326,12 @@ extern bool au_is_our_index(Relation rel);
 /* fixed oids of our pg_am rows (postgres/bootstrap.sql) */
 #define AU_TABLE_AM_OID ((Oid) 9002)
 #define AU_INDEX_AM_OID ((Oid) 9403)
+
+/* Rows keyed otherwise than the table's primary key asks for? */
+extern bool au_layout_wants_rekey(Relation rel);
+
+/* rekey.c: rewrite relid (and its partitions) by a primary key just added */
+extern void au_rekey_if_needed(Oid relid);
 
 /* ------------------------------------------------- index entries: index_am.c */
 

@@ -329,3 +329,20 @@ au_table_key(StringInfo buf, Relation rel, const TableLayout *layout, TupleTable
 	}
 	au_key_check_length(buf, rel);
 }
+
+/*
+ * Are there rows with other keys than the table's primary key would give
+ * them?
+ */
+bool
+au_layout_wants_rekey(Relation rel)
+{
+	TableLayout now = *au_table_layout(rel);
+	TableLayout wanted;
+
+	if (!now.decided || now.has_primary)
+		return false;
+	memset(&wanted, 0, sizeof(wanted));
+	layout_from_primary_key(rel, &wanted);
+	return !wanted.hidden;
+}

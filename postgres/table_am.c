@@ -35,6 +35,7 @@
 #include "pgstat.h"
 #include "port/pg_bswap.h"
 #include "storage/bufmgr.h"
+#include "storage/procarray.h"
 #include "storage/read_stream.h"
 #include "storage/smgr.h"
 #include "utils/builtins.h"
@@ -805,6 +806,7 @@ relation_vacuum(Relation rel, struct VacuumParams *params, BufferAccessStrategy 
 	double		allvis;
 	int64		rows;
 	int64		bytes;
+	TransactionId frozen = InvalidTransactionId;
 	bool		frozen_updated,
 				minmulti_updated;
 
@@ -812,8 +814,11 @@ relation_vacuum(Relation rel, struct VacuumParams *params, BufferAccessStrategy 
 	pages = RelationGetNumberOfBlocks(rel);
 	tuples = (double) rows;
 	allvis = pages;
+	/* a rewrite leaves a relfrozenxid behind: there is nothing to freeze */
+	if (TransactionIdIsNormal(rel->rd_rel->relfrozenxid))
+		frozen = GetOldestNonRemovableTransactionId(rel);
 	vac_update_relstats(rel, pages, tuples, (BlockNumber) allvis, 0, rel->rd_rel->relhasindex,
-						InvalidTransactionId, InvalidMultiXactId, &frozen_updated, &minmulti_updated, false);
+						frozen, InvalidMultiXactId, &frozen_updated, &minmulti_updated, false);
 	pgstat_report_vacuum(RelationGetRelid(rel), rel->rd_rel->relisshared, tuples, 0, GetCurrentTimestamp());
 }
 
