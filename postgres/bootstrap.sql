@@ -62,3 +62,5 @@ INSERT INTO pg_catalog.pg_am (oid, amname, amhandler, amtype) VALUES (9403, 'btr
 INSERT INTO pg_catalog.pg_shdescription (objoid, classoid, description)
     SELECT 9002, 2601, '0'
     WHERE NOT EXISTS (SELECT 1 FROM pg_catalog.pg_shdescription WHERE objoid = 9002 AND classoid = 2601);
+
+-- (in single-user mode the empty line above ends the statement)

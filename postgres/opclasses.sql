@@ -2,8 +2,8 @@
 -- copies of all of btree's operator families and classes, so that everything
 -- that can be indexed by btree_local can be indexed by us under the name
 -- btree. New oid = old oid + 4026531840 (0xF0000000), far above every oid that
--- initdb assigns and the same in every image. Runs once, as one transaction,
--- in each template database; a second run fails on the unique indexes.
+-- initdb assigns and the same in every image. Runs once in each database of the
+-- image; a second run fails on the unique indexes.
 
 INSERT INTO pg_catalog.pg_opfamily (oid, opfmethod, opfname, opfnamespace, opfowner)
 SELECT (oid::bigint + 4026531840)::oid, 9403, opfname, opfnamespace, opfowner
@@ -15,6 +15,14 @@ SELECT (oid::bigint + 4026531840)::oid, 9403, opcname, opcnamespace, opcowner,
        (opcfamily::bigint + 4026531840)::oid, opcintype, opcdefault, opckeytype
 FROM pg_catalog.pg_opclass WHERE opcmethod = 403;
 
+INSERT INTO pg_catalog.pg_amproc (oid, amprocfamily, amproclefttype, amprocrighttype, amprocnum, amproc)
+SELECT (p.oid::bigint + 4026531840)::oid, (p.amprocfamily::bigint + 4026531840)::oid,
+       p.amproclefttype, p.amprocrighttype, p.amprocnum, p.amproc
+FROM pg_catalog.pg_amproc p JOIN pg_catalog.pg_opfamily f ON f.oid = p.amprocfamily
+WHERE f.opfmethod = 403;
+
+-- Last: with these rows the planner asks our handler, and the library need not
+-- be loaded here.
 INSERT INTO pg_catalog.pg_amop
   (oid, amopfamily, amoplefttype, amoprighttype, amopstrategy, amoppurpose, amopopr, amopmethod, amopsortfamily)
 SELECT (oid::bigint + 4026531840)::oid, (amopfamily::bigint + 4026531840)::oid, amoplefttype, amoprighttype,
@@ -22,8 +30,4 @@ SELECT (oid::bigint + 4026531840)::oid, (amopfamily::bigint + 4026531840)::oid, 
        CASE WHEN amopsortfamily = 0 THEN 0::oid ELSE (amopsortfamily::bigint + 4026531840)::oid END
 FROM pg_catalog.pg_amop WHERE amopmethod = 403;
 
-INSERT INTO pg_catalog.pg_amproc (oid, amprocfamily, amproclefttype, amprocrighttype, amprocnum, amproc)
-SELECT (p.oid::bigint + 4026531840)::oid, (p.amprocfamily::bigint + 4026531840)::oid,
-       p.amproclefttype, p.amprocrighttype, p.amprocnum, p.amproc
-FROM pg_catalog.pg_amproc p JOIN pg_catalog.pg_opfamily f ON f.oid = p.amprocfamily
-WHERE f.opfmethod = 403;
+-- (in single-user mode the empty line above ends the statement)
