@@ -69,7 +69,9 @@ def open_cluster(data: Path, run: Path | None = None) -> ClusterDirectory:
     except FileNotFoundError:
         raise WrongClusterError(f"{data} holds no cluster (no cluster.json)") from None
     except (msgspec.MsgspecError, ValueError) as error:
-        raise WrongClusterError(f"{path} is not readable as a cluster record: {error}; restore it from a copy") from None
+        raise WrongClusterError(
+            f"{path} is not readable as a cluster record: {error}; restore it from a copy"
+        ) from None
     if record.format != FORMAT:
         raise WrongClusterError(
             f"{data} has format {record.format}, this program knows format {FORMAT}; use the matching version"

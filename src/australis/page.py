@@ -12,8 +12,8 @@ import os
 import struct
 from enum import IntEnum
 from pathlib import Path
-from typing import Protocol, cast
 
+from australis._native import page_load, page_store, page_store_acked
 from australis.errors import WrongClusterError
 
 SLOTS = 1024
@@ -39,20 +39,6 @@ class Word(IntEnum):
     SLOTS = 512
 
 
-class _NativePage(Protocol):
-    def page_open(self, path: str, create: bool) -> mmap.mmap: ...
-    def page_store(self, page: object, word: int, value: int) -> None: ...
-    def page_load(self, page: object, word: int) -> int: ...
-
-
-def _native() -> _NativePage | None:
-    try:
-        from australis import _native as module
-    except ImportError:  # not compiled (a checkout without build): the fallback below stores words with memcpy
-        return None
-    return cast(_NativePage, module)
-
-
 class SharedPage:
     """The mapped page of one cluster."""
 
@@ -65,9 +51,6 @@ class SharedPage:
                 raise WrongClusterError(f"{path} is not a shared page; stop the cluster and delete this file")
             self._map = mmap.mmap(file.fileno(), PAGE_BYTES)
         self._words = memoryview(self._map).cast("q")
-        native = _native()
-        self._store = native.page_store if native is not None else None
-        self._load = native.page_load if native is not None else None
         if self.load(Word.MAGIC) != MAGIC or bytes(self._map[8:24]) != cluster:
             raise WrongClusterError(f"{path} belongs to another cluster; stop the cluster and delete this file")
 
@@ -86,24 +69,15 @@ class SharedPage:
 
     def load(self, word: int) -> int:
         """Read one word."""
-        if self._load is not None:
-            return self._load(self._map, word)
-        return self._words[word]
+        return page_load(self._map, word)
 
     def store(self, word: int, value: int) -> None:
         """Write one word."""
-        if self._store is not None:
-            self._store(self._map, word, value)
-        else:
-            self._words[word] = value
+        page_store(self._map, word, value)
 
     def publish(self, acked: int, ddl: int) -> None:
         """Write the last acknowledged time and DDL record as a pair. For the commit service only."""
-        lock = self.load(Word.SEQLOCK) | 1  # a predecessor may have died while it was odd
-        self.store(Word.SEQLOCK, lock)
-        self.store(Word.ACKED, acked)
-        self.store(Word.DDL, ddl)
-        self.store(Word.SEQLOCK, lock + 1)
+        page_store_acked(self._map, acked, ddl)
 
     def oldest_slot(self) -> int | None:
         """Return the oldest tau_start in use by a living process; None if there is none."""

@@ -1,0 +1,262 @@
+"""The adjudicator's decisions: messages and time in, verdicts out (PROTOCOL A1-A8, Q2, T3).
+
+One instance is one generation. Its host appends every accepted record to the journal *in the order of the verdicts*, at
+once, and calls `durable` when the journal says so. What must hold:
+- times are issued in increasing order, all above the floor F; a snapshot below F is refused (A1);
+- a verdict other than COMMITTED means that nothing of the transaction was or will be appended;
+- a transaction that was killed (Q2) is refused for ever; one that is pending is neither committed nor killed;
+- memory is bounded: old identifiers are forgotten, and what can then not be answered exactly is answered PENDING.
+
+When the journal fails, the host ends this process and a new generation starts above everything that was issued; nothing
+here has to be undone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import NamedTuple
+
+from australis.adjudicator.conflict_table import DEFAULT_BYTES, ConflictTable
+from australis.keyspace import SystemRelation, relation_prefix
+from australis.protocol.messages import Commit, Outcome
+
+FUTURE_LIMIT = 500_000_000
+"""How far (ns) a snapshot may lie above the own time before it is an alarm (rule A3)."""
+
+KNOWN_LIMIT = 200_000
+MAX_RELATIONS = 65_536
+
+_KILLED = -1
+_REFUSED = -2
+
+_DDL_PREFIX = relation_prefix(SystemRelation.DDL)
+
+CONFLICT_DETAIL = "change conflicts with another transaction, please retry: (OC000)"
+SCHEMA_DETAIL = "schema has been updated by another transaction, please retry: (OC001)"
+
+
+class Action(Enum):
+    """What the host does with a verdict."""
+
+    APPEND = 0  # append the record with this tau now, answer when it is durable
+    REPLY = 1  # answer at once
+    IGNORE = 2  # the same transaction is on its way; its first copy will be answered (A8)
+    UNKNOWN = 3  # nothing certain can be said: answer 08007
+
+
+class Verdict(NamedTuple):
+    """A decision about a commit request."""
+
+    action: Action
+    outcome: Outcome
+    tau: int
+    detail: str
+
+
+_IGNORE = Verdict(Action.IGNORE, Outcome.PENDING, 0, "")
+
+
+class Adjudicator:
+    """One generation of the adjudicator of one key range."""
+
+    def __init__(
+        self,
+        generation: int,
+        floor: int,
+        issued: int,
+        ddl: int,
+        known: list[tuple[bytes, int]],
+        known_floor: int,
+        *,
+        table_bytes: int = DEFAULT_BYTES,
+        known_limit: int = KNOWN_LIMIT,
+        max_relations: int = MAX_RELATIONS,
+    ) -> None:
+        """`floor` is F; `issued` a time that may have been issued by anyone before (T3), at least F.
+
+        `known` are committed transactions above `known_floor`, oldest first, from the journal.
+        """
+        self.generation = generation
+        self.floor = floor
+        self.last = max(floor, issued)
+        self.ddl = ddl
+        self.table = ConflictTable(floor, table_bytes)
+        self._last_change: dict[int, int] = {}
+        self._last_write: dict[int, int] = {}
+        self._change_floor = self._write_floor = floor  # for relations that are not in the dictionaries
+        self._max_relations = max_relations
+        # txid -> commit time, or one of the negative codes; pending ones are in _pending
+        self._known: dict[bytes, int] = dict(known)
+        self._order: deque[tuple[bytes, int]] = deque(known)
+        self._pending: dict[bytes, int] = {}
+        self._known_limit = known_limit
+        self._known_floor = max(known_floor, 0)
+        self.commits = self.conflicts = self.schema_conflicts = self.refusals = 0
+
+    # ------------------------------------------------------------------------------------------------- decisions
+
+    def commit(self, commit: Commit, now: int) -> Verdict:
+        """Decide a commit request at time now."""
+        txid = commit.txid
+        known = self._known.get(txid)
+        if known is not None:
+            return _again(known)
+        if txid in self._pending:
+            return _IGNORE
+        if commit.generation != self.generation:
+            # Meant for another generation, so not processed (A8). Certain only if that one cannot have committed it.
+            if commit.generation > self.generation or not self._knows_since(commit.tau_start):
+                return Verdict(Action.UNKNOWN, Outcome.PENDING, 0, "the request was addressed to another generation")
+            return self._refuse(txid, "the commit service was restarted, please retry")
+        tau_start = commit.tau_start
+        if tau_start < self.floor or tau_start < self.table.floor:
+            floor = max(self.floor, self.table.floor)
+            return self._refuse(txid, f"the snapshot is older than the floor {floor}, please retry")
+        if tau_start > self.last:
+            if tau_start > max(now, self.last) + FUTURE_LIMIT:
+                return self._refuse(txid, "the snapshot lies in the future of the commit service: check the clocks")
+            # on one host nobody can have been told a time that was not issued (T3)
+            return self._refuse(txid, "the snapshot is newer than every commit, please retry")
+        verdict = self._conflict(commit)
+        if verdict is not None:
+            self._remember(txid, _REFUSED)
+            return verdict
+        tau = self.last + 1
+        if now > tau:
+            tau = now
+        self.last = tau
+        self.table.record(commit.keys, commit.modes, tau)
+        writes = self._last_write
+        for relation in commit.relations:
+            writes[relation] = tau
+        if commit.ddl is not None:
+            self.ddl, changed, _ = commit.ddl
+            for relation in changed:
+                self._last_change[relation] = tau
+            if len(self._last_change) > self._max_relations:
+                self._last_change.clear()
+                self._change_floor = tau
+        if len(writes) > self._max_relations:
+            writes.clear()
+            self._write_floor = tau
+        self._pending[txid] = tau
+        self.commits += 1
+        return Verdict(Action.APPEND, Outcome.COMMITTED, tau, "")
+
+    def _conflict(self, commit: Commit) -> Verdict | None:
+        tau_start = commit.tau_start
+        changes = self._last_change
+        floor = self._change_floor
+        if changes or tau_start < floor:
+            for relation in commit.relations:
+                if changes.get(relation, floor) > tau_start:
+                    return self._schema_conflict()
+        if commit.ddl is not None:
+            if commit.ddl[0] != self.ddl + 1:
+                return self._schema_conflict()  # records have no gaps (Q5); another one came first
+            for relation in commit.ddl[1]:
+                if changes.get(relation, floor) > tau_start:
+                    return self._schema_conflict()
+            for relation in commit.ddl[2]:
+                if self._last_write.get(relation, self._write_floor) > tau_start:
+                    return self._data_conflict()
+        key = self.table.conflict(commit.keys, commit.modes, tau_start)
+        if key is not None:
+            # two transactions with DDL both insert record n: the schema moved, not a row
+            return self._schema_conflict() if key.startswith(_DDL_PREFIX) else self._data_conflict()
+        for lo, hi, _ in commit.checks:
+            if self.table.range_conflict(lo, hi, tau_start) is not None:
+                return self._data_conflict()
+        return None
+
+    def _data_conflict(self) -> Verdict:
+        self.conflicts += 1
+        return Verdict(Action.REPLY, Outcome.CONFLICT, 0, CONFLICT_DETAIL)
+
+    def _schema_conflict(self) -> Verdict:
+        self.schema_conflicts += 1
+        return Verdict(Action.REPLY, Outcome.SCHEMA_CONFLICT, 0, SCHEMA_DETAIL)
+
+    def _refuse(self, txid: bytes, detail: str) -> Verdict:
+        self.refusals += 1
+        self._remember(txid, _REFUSED)
+        return Verdict(Action.REPLY, Outcome.REFUSED, 0, detail)
+
+    def refuse(self, txid: bytes, detail: str) -> Verdict:
+        """Refuse a request before deciding it (overload, full disk), unless its fate is already known."""
+        known = self._known.get(txid)
+        if known is not None:
+            return _again(known)
+        if txid in self._pending:
+            return _IGNORE
+        return self._refuse(txid, detail)
+
+    def stamp(self, now: int) -> int:
+        """Issue a time for a record that has no conflicts: an ingested chunk (Q8) or a drop."""
+        self.last = max(self.last + 1, now)
+        return self.last
+
+    def ingest_refusal(self, txid: bytes, generation: int) -> str | None:
+        """Say why a chunk of this transaction cannot be taken; None if it can."""
+        if generation != self.generation:
+            return "the commit service was restarted, please retry"
+        if txid in self._known or txid in self._pending:
+            return "this transaction has already ended"
+        return None
+
+    # ------------------------------------------------------------------------------------------------- outcomes
+
+    def durable(self, txid: bytes) -> None:
+        """The record of a transaction is durable, in prefix order."""
+        self._remember(txid, self._pending.pop(txid))
+
+    def resolve(self, txid: bytes, tau_start: int) -> tuple[Outcome, int]:
+        """Answer what became of a transaction, killing it if nothing did (Q2).
+
+        `tau_start` -1: not given; the answer is PENDING if the transaction may be among the forgotten ones.
+        """
+        known = self._known.get(txid)
+        if known is not None:
+            return (Outcome.COMMITTED, known) if known > 0 else (Outcome.KILLED, 0)
+        if txid in self._pending:
+            return Outcome.PENDING, 0
+        if not self._knows_since(tau_start):
+            return Outcome.PENDING, 0
+        self._remember(txid, _KILLED)
+        return Outcome.KILLED, 0
+
+    def kill(self, txid: bytes) -> bool:
+        """Make sure that a transaction that is not known never commits; False if it is known or pending."""
+        if txid in self._known or txid in self._pending:
+            return False
+        self._remember(txid, _KILLED)
+        return True
+
+    def committed(self, txid: bytes) -> bool:
+        """Is it known to be committed, or about to be?"""
+        return self._known.get(txid, 0) > 0 or txid in self._pending
+
+    @property
+    def pending(self) -> int:
+        """Decided transactions that are not durable yet."""
+        return len(self._pending)
+
+    def _knows_since(self, tau_start: int) -> bool:
+        """Would a commit of a transaction with this snapshot be in memory? (Its time is above tau_start.)"""
+        return tau_start >= self._known_floor or self._known_floor == 0
+
+    def _remember(self, txid: bytes, fate: int) -> None:
+        self._known[txid] = fate
+        self._order.append((txid, fate))
+        if len(self._order) > self._known_limit:
+            old, old_fate = self._order.popleft()
+            if self._known.pop(old, 0) > 0 and old_fate > self._known_floor:
+                self._known_floor = old_fate
+
+
+def _again(known: int) -> Verdict:
+    """Answer a repeated request as before (A8)."""
+    if known > 0:
+        return Verdict(Action.REPLY, Outcome.COMMITTED, known, "")
+    return Verdict(Action.REPLY, Outcome.REFUSED, 0, "this transaction was refused before")

@@ -1,0 +1,151 @@
+"""What committed recently, by key and lock mode (rule A4).
+
+Two structures are kept in step: per mode a dictionary key -> latest commit time, and the commit log, a queue of (time,
+keys, modes) in time order. A point is answered by the dictionaries, a range (SERIALIZABLE) by walking the log back to
+the reader's snapshot. Blind writes (entries of secondary indexes) are in the log only: points never conflict with
+them, ranges do. The memory is bounded: the oldest log entries are merged into per-relation maxima per mode; when there
+are too many relations, the maxima are dropped and the floor of the table rises.
+
+What must hold: a conflict that happened is never missed. A reader older than what was merged may be refused for another
+key of the same relation (false conflict), and one older than `floor` must be refused altogether by the caller.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from australis.protocol.messages import MODE_MASK, Mode, ModeFlag
+
+CONFLICTS: tuple[tuple[Mode, ...], ...] = (
+    # PostgreSQL's row lock conflicts (src/backend/access/heap/heapam.c, tupleLockExtraInfo and the manual's table 13.3)
+    (Mode.UPDATE,),
+    (Mode.NO_KEY_UPDATE, Mode.UPDATE),
+    (Mode.SHARE, Mode.NO_KEY_UPDATE, Mode.UPDATE),
+    (Mode.KEY_SHARE, Mode.SHARE, Mode.NO_KEY_UPDATE, Mode.UPDATE),
+)
+_NO_WRITE = int(ModeFlag.LOCK_ONLY | ModeFlag.VALIDATE_ONLY)
+_BLIND_SLOT = 4  # behind the four modes: blind writes, which only ranges conflict with
+
+UNCHECKED = int(ModeFlag.BLIND)
+UNRECORDED = int(ModeFlag.BLIND | ModeFlag.VALIDATE_ONLY)
+
+DEFAULT_BYTES = 256 << 20
+LARGE_WRITE_SET = 50_000
+MAX_RELATIONS = 65_536
+_ENTRY_BYTES = 260  # dictionary slot, key object, list slot and their headers, beside the key's own bytes
+_LOG_BYTES = 200
+
+
+class _LogEntry(NamedTuple):
+    tau: int
+    keys: list[bytes]
+    modes: bytes
+    size: int
+
+
+class ConflictTable:
+    """Bounded memory of recent commits."""
+
+    def __init__(self, floor: int, limit: int = DEFAULT_BYTES, max_relations: int = MAX_RELATIONS) -> None:
+        self.floor = floor
+        self._limit, self._max_relations = limit, max_relations
+        self._latest: tuple[dict[bytes, int], ...] = ({}, {}, {}, {})
+        # per mode byte: the look-ups that answer it, and the dictionary that records it
+        self._probes = tuple(
+            () if mode & UNCHECKED else tuple(self._latest[conflict].get for conflict in CONFLICTS[mode & MODE_MASK])
+            for mode in range(256)
+        )
+        self._records = tuple(None if mode & UNRECORDED else self._latest[mode & MODE_MASK] for mode in range(256))
+        self._log: deque[_LogEntry] = deque()
+        self._merged: dict[bytes, list[int]] = {}  # relation prefix -> latest time per mode
+        self._merged_until = floor  # largest time in _merged: newer snapshots need not look there
+        self.size = 0
+
+    @property
+    def entries(self) -> int:
+        """Keys remembered, over all modes."""
+        return sum(map(len, self._latest))
+
+    def conflict(self, keys: list[bytes], modes: bytes, tau_start: int) -> bytes | None:
+        """Return a key on which a conflicting mode committed after tau_start; None if there is none."""
+        probes = self._probes
+        for key, mode in zip(keys, modes, strict=True):
+            for probe in probes[mode]:
+                tau = probe(key)
+                if tau is not None and tau > tau_start:
+                    return key
+        if tau_start < self._merged_until:
+            return self._merged_conflict(keys, modes, tau_start)
+        return None
+
+    def _merged_conflict(self, keys: list[bytes], modes: bytes, tau_start: int) -> bytes | None:
+        for key, mode in zip(keys, modes, strict=True):
+            if mode & UNCHECKED:
+                continue
+            latest = self._merged.get(key[:8])
+            if latest is not None:
+                for conflict in CONFLICTS[mode & MODE_MASK]:
+                    if latest[conflict] > tau_start:
+                        return key
+        return None
+
+    def range_conflict(self, lo: bytes, hi: bytes, tau_start: int) -> bytes | None:
+        """Return a key in [lo, hi) that was written after tau_start; None if there is none."""
+        for entry in reversed(self._log):
+            if entry.tau <= tau_start:
+                break
+            for key, mode in zip(entry.keys, entry.modes, strict=True):
+                if lo <= key < hi and mode & MODE_MASK >= Mode.NO_KEY_UPDATE and not mode & _NO_WRITE:
+                    return key
+        if tau_start < self._merged_until:
+            prefixes = [lo[:8]] if lo[:8] == hi[:8] else self._merged
+            for prefix in prefixes:
+                latest = self._merged.get(prefix)
+                if latest is not None and lo[:8] <= prefix < hi and max(latest[Mode.NO_KEY_UPDATE :]) > tau_start:
+                    return prefix
+        return None
+
+    def record(self, keys: list[bytes], modes: bytes, tau: int) -> None:
+        """Remember a commit at tau, which is above all before."""
+        if len(keys) > LARGE_WRITE_SET:
+            self._merge(keys, modes, tau)
+            return
+        records = self._records
+        size = _LOG_BYTES
+        for key, mode in zip(keys, modes, strict=True):
+            latest = records[mode]
+            if latest is not None:
+                latest[key] = tau
+            size += len(key) + _ENTRY_BYTES
+        self._log.append(_LogEntry(tau, keys, modes, size))
+        self.size += size
+        while self.size > self._limit and self._log:
+            self._evict()
+
+    def _evict(self) -> None:
+        """Merge the oldest commit into the per-relation maxima."""
+        entry = self._log.popleft()
+        self.size -= entry.size
+        for key, mode in zip(entry.keys, entry.modes, strict=True):
+            latest = self._records[mode]
+            if latest is not None and latest.get(key) == entry.tau:
+                del latest[key]
+        self._merge(entry.keys, entry.modes, entry.tau)
+
+    def _merge(self, keys: list[bytes], modes: bytes, tau: int) -> None:
+        merged = self._merged
+        for key, mode in zip(keys, modes, strict=True):
+            if mode & ModeFlag.VALIDATE_ONLY:
+                continue
+            latest = merged.get(key[:8])
+            if latest is None:
+                latest = merged[key[:8]] = [0, 0, 0, 0, 0]
+            slot = _BLIND_SLOT if mode & ModeFlag.BLIND else mode & MODE_MASK
+            if tau > latest[slot]:
+                latest[slot] = tau
+        if tau > self._merged_until:
+            self._merged_until = tau
+        if len(merged) > self._max_relations:
+            merged.clear()
+            self.floor = max(self.floor, self._merged_until)

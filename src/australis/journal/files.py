@@ -1,0 +1,562 @@
+"""The files engine of the journal: segments on a local disk, one writer thread, group commit (rule J4).
+
+    append -> queue -> writer thread: one group = all that is queued (bounded) -> one synced write -> on_durable
+
+While a write is in flight the next group collects. What must hold:
+- a group is written only after the previous one is durable, so acknowledgements are in prefix order by construction;
+- after any error of a write or sync nothing is written again: `on_failed` is called once and the owner must end. The
+  only error that is waited out is "no space for another segment": then nothing of the group was written yet;
+- the directory belongs to one process (an open-file-description lock).
+
+A segment that is about to be needed is prepared by a second thread (writing zeros takes longer than a commit may), and
+trimmed segments are recycled. The first segment is small, so that a new cluster starts at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from australis.errors import (
+    AustralisError,
+    JournalDamagedError,
+    JournalError,
+    JournalFullError,
+    JournalLockedError,
+)
+from australis.journal.file_layer import FileLayer, OsFiles
+from australis.journal.interface import Claimed, OnDurable, OnFailed
+from australis.journal.record import (
+    HEADER,
+    HEADER_BYTES,
+    Entry,
+    Kind,
+    Position,
+    crc32c,
+    encode_record,
+)
+from australis.journal.segments import (
+    BLOCK,
+    EMPTY,
+    GROUP_BYTES,
+    SECTOR,
+    SPARE,
+    Group,
+    Segment,
+    SegmentReader,
+    SegmentScanner,
+    State,
+    align,
+    check_end,
+    encode_group_header,
+    encode_segment_header,
+    list_segments,
+    records_of,
+    segment_name,
+)
+
+SEGMENT_BYTES = 64 << 20
+FIRST_SEGMENT_BYTES = 4 << 20
+PART_BYTES = 1 << 20
+GROUP_LIMIT = 2 << 20
+GROUP_RECORDS = 1000
+JOIN_LIMIT = 1 << 18
+KNOWN_LIMIT = 200_000
+SPARES = 2
+FULL_RETRY_SECONDS = 0.5
+LATENCIES = 1024
+OVERHEAD = HEADER_BYTES + GROUP_BYTES + SECTOR
+"""What a record may cost on disk beside its body."""
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class _Queued(NamedTuple):
+    header: bytes
+    body: bytes | memoryview
+    position: Position
+    tau: int
+    ddl: int
+
+
+class FilesJournal:
+    """A journal in a directory of this machine; implements `interface.Journal`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        cluster: bytes,
+        on_durable: OnDurable,
+        on_failed: OnFailed,
+        *,
+        layer: FileLayer | None = None,
+        segment_bytes: int = SEGMENT_BYTES,
+        first_segment_bytes: int = FIRST_SEGMENT_BYTES,
+    ) -> None:
+        """Lock and read the journal. The callbacks run in the writer thread.
+
+        Raises JournalLockedError, JournalDamagedError, JournalFullError, WrongClusterError; nothing is changed then,
+        except that a torn tail is overwritten later.
+        """
+        self._directory, self._cluster = directory, cluster
+        self._cluster_crc = crc32c(cluster)
+        self._on_durable, self._on_failed = on_durable, on_failed
+        self._layer = layer if layer is not None else OsFiles()
+        self._segment_bytes = segment_bytes
+        smallest = min(segment_bytes, first_segment_bytes)
+        self._part_bytes = min(PART_BYTES, smallest // 4)
+        self._group_limit = min(GROUP_LIMIT, smallest // 2)
+        self._generation = 0
+        self._queue: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
+        self._lock = threading.Condition()  # protects the four lines below
+        self._spares: list[Path] = []
+        self._preparing = False
+        self._stopping = False
+        self._segments: list[Segment] = []
+        self._full = False
+        self._failed: AustralisError | None = None
+        self._queued_bytes = 0  # loop thread adds, writer thread subtracts, under the lock of the interpreter
+        self._written_off = 0
+        self.latencies: deque[float] = deque(maxlen=LATENCIES)
+        self.groups = self.records = self.bytes = 0
+        self._writer: threading.Thread | None = None
+        self._preparer: threading.Thread | None = None
+        self._fd = -1
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._lock_fd = self._layer.lock(directory / "lock")
+        except BlockingIOError:
+            raise JournalLockedError(f"{directory} is in use by another process; stop that cluster first") from None
+        try:
+            self._open(first_segment_bytes)
+        except BaseException:
+            self._layer.close(self._lock_fd)
+            raise
+
+    # ------------------------------------------------------------------------------------------------- recovery
+
+    def _open(self, first_segment_bytes: int) -> None:
+        for name in self._layer.names(self._directory):
+            path = self._directory / name
+            if name.startswith(SPARE):
+                if self._layer.size(path) == self._segment_bytes and len(self._spares) < SPARES:
+                    self._spares.append(path)
+                else:
+                    self._layer.remove(path)
+        self._segments = list_segments(self._layer, self._directory, self._cluster)
+        if not self._segments:
+            try:
+                self._layer.create_zeroed(self._directory / f"{SPARE}first", first_segment_bytes)
+            except OSError as error:
+                raise self._cannot_create(error) from None
+            self._state = EMPTY
+            self._number = 1
+            self._known: deque[tuple[bytes, int]] = deque(maxlen=KNOWN_LIMIT)
+            self._known_floor = 0
+            self._activate(self._directory / f"{SPARE}first")
+        else:
+            self._recover()
+        self.durable = self._state.position.sequence
+        self._next = self._state.position
+
+    def _recover(self) -> None:
+        """Verify every group, find the end, make it durable, and learn the state there (rules A1, J4)."""
+        self._known = deque(maxlen=KNOWN_LIMIT)
+        recent = self._segments[-2:]
+        self._known_floor = recent[0].start.tau
+        self._state = recent[0].start
+        last: tuple[Segment, Group] | None = None
+        for index, segment in enumerate(self._segments):
+            scanner = SegmentScanner(self._layer, segment, self._cluster)
+            try:
+                following = self._segments[index + 1] if index + 1 < len(self._segments) else None
+                while (group := scanner.next()) is not None:
+                    if segment.id >= recent[0].id:
+                        last = segment, group
+                        self._remember(group)
+                check_end(scanner, segment, following)
+                self._offset, self._number = scanner.offset, scanner.number
+            finally:
+                scanner.close()
+        current = self._segments[-1]
+        if last is not None:
+            segment, group = last
+            for header, hash, _ in records_of(segment, group):
+                position = Position(header.sequence, header.generation, hash)
+            self._state = State(position, group.tau, group.horizon, group.ddl)
+            # After a failed sync the page cache may show bytes that never reached the disk: write the last group
+            # again, and only then build on it. Identical bytes, so a crash in between is harmless.
+            fd = self._layer.open(segment.path)
+            try:
+                self._layer.write_synced(
+                    fd, [self._layer.read(fd, group.end - group.offset, group.offset)], group.offset
+                )
+                self._layer.sync(fd)
+            finally:
+                self._layer.close(fd)
+        self._fd = self._layer.open(current.path)
+        self._layer.sync(self._fd)
+        self._size = current.size
+
+    def _remember(self, group: Group) -> None:
+        """Collect the transactions of a group for `resolve` (rule Q2); the group's CRC vouches for them."""
+        at, payload = 0, group.payload
+        for _ in range(group.count):
+            fields = HEADER.unpack_from(payload, at)
+            if fields[2] == Kind.TRANSACTION:
+                if len(self._known) == KNOWN_LIMIT:
+                    self._known_floor = self._known[0][1]
+                self._known.append((fields[10], fields[9]))
+            at += HEADER_BYTES + fields[11]
+
+    def claim(self) -> Claimed:
+        """Start a generation (rule A1); durable on return, then the writer thread runs.
+
+        Raises JournalFullError if there is no space for another segment.
+        """
+        state = self._state
+        generation = max(state.position.generation, self._generation) + 1
+        floor = max(state.tau, state.horizon)
+        record = encode_record(
+            Kind.CLAIM,
+            0,
+            self._cluster,
+            generation,
+            state.position.sequence + 1,
+            state.position.hash,
+            0,
+            floor,
+            os.urandom(16),  # the nonce by which a claimer recognises its own claim
+            b"",
+        )
+        self._generation = generation
+        position = Position(state.position.sequence + 1, generation, record.hash)
+        if not self._fits(GROUP_BYTES + HEADER_BYTES):
+            self._create_spare()
+        try:
+            self._write([_Queued(record.header, b"", position, floor, state.ddl)])
+        except OSError as error:
+            raise JournalError(f"cannot write the journal in {self._directory}: {error.strerror}") from None
+        self._next = position
+        self.durable = position.sequence
+        self._writer = threading.Thread(target=self._run, name="journal-writer", daemon=True)
+        self._writer.start()
+        return Claimed(generation, position, floor, state.ddl, list(self._known), self._known_floor)
+
+    # ---------------------------------------------------------------------------------------------------- append
+
+    def append(self, kind: int, flags: int, tau: int, txid: bytes, body: bytes, ddl: int) -> Position:
+        """Queue one record; large bodies become data parts in front of it (rule J3)."""
+        last = self._next
+        sequence, hash, generation = last.sequence, last.hash, last.generation
+        parts = 0
+        rest: bytes | memoryview = body
+        if len(body) > self._part_bytes:
+            view = memoryview(body)
+            count = (len(body) - 1) // self._part_bytes
+            for parts in range(count):
+                piece = view[parts * self._part_bytes : (parts + 1) * self._part_bytes]
+                sequence += 1
+                record = encode_record(
+                    Kind.PART, 0, self._cluster, generation, sequence, hash, 0, 0, txid, piece, parts
+                )
+                hash = record.hash
+                self._queued_bytes += len(piece) + OVERHEAD
+                # neither tau nor ddl of the transaction is true before its last record
+                self._queue.put(_Queued(record.header, piece, Position(sequence, generation, hash), 0, 0))
+            parts = count
+            rest = view[count * self._part_bytes :]
+        sequence += 1
+        record = encode_record(kind, flags, self._cluster, generation, sequence, hash, 0, tau, txid, rest, parts, parts)
+        self._next = position = Position(sequence, generation, record.hash)
+        self._queued_bytes += len(rest) + OVERHEAD
+        self._queue.put(_Queued(record.header, rest, position, tau, ddl))
+        return position
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that are appended but not durable."""
+        return self._queued_bytes - self._written_off
+
+    @property
+    def full(self) -> bool:
+        """No space for another segment at the moment."""
+        return self._full
+
+    def admits(self, length: int) -> bool:
+        """May a record of this length be appended? False: the disk is full; nothing is lost, try again later.
+
+        While space is short only what surely fits into the current segment is admitted, so that no decided
+        transaction has to wait for space.
+        """
+        if not self._full:
+            return True
+        records = 1 + length // self._part_bytes
+        return self._offset + self.queued_bytes + length + records * OVERHEAD + SECTOR <= self._size
+
+    # ---------------------------------------------------------------------------------------------------- writer
+
+    def _run(self) -> None:
+        """Writer thread: write groups until told to stop or until something fails."""
+        get, more = self._queue.get, self._queue.get_nowait
+        stop = False
+        try:
+            held: _Queued | None = None
+            while not stop:
+                first = held if held is not None else get()
+                held = None
+                if first is None:
+                    return
+                group = [first]
+                size = len(first.body) + HEADER_BYTES
+                while len(group) < GROUP_RECORDS:
+                    try:
+                        item = more()
+                    except queue.Empty:
+                        break
+                    if item is None:
+                        stop = True
+                        break
+                    size += len(item.body) + HEADER_BYTES
+                    if size > self._group_limit:
+                        held = item
+                        break
+                    group.append(item)
+                started = time.perf_counter()
+                self._write(group)
+                self.latencies.append(time.perf_counter() - started)
+                self.durable = group[-1].position.sequence
+                self._written_off += sum([len(item.body) for item in group]) + OVERHEAD * len(group)
+                self._on_durable(self.durable)
+        except OSError as error:
+            self._fail(JournalError(f"cannot write the journal in {self._directory}: {error.strerror}"))
+        except AustralisError as error:
+            self._fail(error)
+        except Exception as error:  # a bug here must not leave commits waiting for ever
+            self._fail(JournalError(f"the journal's writer failed: {error!r}"))
+            raise
+
+    def _fail(self, error: AustralisError) -> None:
+        with self._lock:
+            self._failed = error
+        self._on_failed(error)
+
+    def _fits(self, length: int) -> bool:
+        return align(self._offset + length) <= self._size
+
+    def _write(self, group: list[_Queued]) -> None:
+        """Write one group, durable on return; moves to the next segment if it doesn't fit."""
+        length = sum([len(item.body) for item in group]) + HEADER_BYTES * len(group)
+        if not self._fits(GROUP_BYTES + length):
+            self._activate(self._take_spare())
+        tau, ddl, horizon = self._state.tau, self._state.ddl, self._state.horizon
+        buffers: list[bytes | memoryview] = [b""]
+        for item in group:
+            buffers.append(item.header)
+            buffers.append(item.body)
+            if item.tau > tau:
+                tau = item.tau
+            if item.ddl > ddl:
+                ddl = item.ddl
+        if length <= JOIN_LIMIT:
+            payload = b"".join(buffers)
+            crc = crc32c(payload, self._cluster_crc)
+            buffers = [b"", payload]
+        else:
+            crc = self._cluster_crc
+            for buffer in buffers:
+                crc = crc32c(buffer, crc)
+        last = group[-1].position
+        buffers[0] = encode_group_header(
+            self._cluster_crc,
+            self._segments[-1].id,
+            self._offset,
+            self._number,
+            last.generation,
+            group[0].position.sequence,
+            (tau, horizon, ddl),
+            length,
+            len(group),
+            crc,
+        )
+        end = align(self._offset + GROUP_BYTES + length)
+        padding = end - self._offset - GROUP_BYTES - length
+        if padding:
+            buffers.append(bytes(padding))
+        self._layer.write_synced(self._fd, buffers, self._offset)
+        self._offset = end
+        self._number += 1
+        self._state = State(last, tau, horizon, ddl)
+        self.groups += 1
+        self.records += len(group)
+        self.bytes += length
+        if end * 2 > self._size and not self._spares and not self._preparing:
+            self._prepare()
+
+    def _activate(self, spare: Path) -> None:
+        """Make a prepared file the current segment."""
+        id = self._segments[-1].id + 1 if self._segments else 1
+        path = self._directory / segment_name(id)
+        size = self._layer.size(spare)
+        fd = self._layer.open(spare)
+        try:
+            header = encode_segment_header(id, self._cluster, size, self._number, self._state)
+            self._layer.write_synced(fd, [header], 0)
+            self._layer.rename(spare, path)
+        except BaseException:
+            self._layer.close(fd)
+            raise
+        if self._fd >= 0:
+            self._layer.close(self._fd)
+        self._fd, self._offset, self._size = fd, BLOCK, size
+        with self._lock:
+            self._segments.append(Segment(id, path, size, self._number, self._state))
+
+    # ------------------------------------------------------------------------------------------------- segments
+
+    def _cannot_create(self, error: OSError) -> AustralisError:
+        if error.errno in _NO_SPACE:
+            return JournalFullError(f"no space for a journal segment in {self._directory}; free space on this disk")
+        return JournalError(f"cannot create a journal segment in {self._directory}: {error.strerror}")
+
+    def _create_spare(self) -> None:
+        """Create a spare now (before the threads run)."""
+        if self._spares:
+            return
+        path = self._directory / f"{SPARE}new"
+        try:
+            self._layer.create_zeroed(path, self._segment_bytes)
+        except OSError as error:
+            raise self._cannot_create(error) from None
+        self._spares.append(path)
+
+    def _take_spare(self) -> Path:
+        """Return a prepared file; waits while the disk is full, as nothing of the group is written yet."""
+        with self._lock:
+            while not self._spares:
+                if self._failed is not None:
+                    raise self._failed
+                if self._stopping:
+                    raise JournalFullError(f"no space for a journal segment in {self._directory}; free space")
+                if not self._preparing:
+                    self._prepare_locked()
+                self._lock.wait()
+            return self._spares.pop(0)
+
+    def _prepare(self) -> None:
+        with self._lock:
+            self._prepare_locked()
+
+    def _prepare_locked(self) -> None:
+        if self._preparing or self._stopping:
+            return
+        self._preparing = True
+        self._preparer = threading.Thread(target=self._prepare_spare, name="journal-preparer", daemon=True)
+        self._preparer.start()
+
+    def _prepare_spare(self) -> None:
+        """Preparer thread: create one spare, trying again while the disk is full."""
+        path = self._directory / f"{SPARE}{time.monotonic_ns():x}"
+        while True:
+            try:
+                self._layer.create_zeroed(path, self._segment_bytes)
+                break
+            except OSError as error:
+                if error.errno not in _NO_SPACE:
+                    failure = self._cannot_create(error)
+                    with self._lock:
+                        self._failed = failure
+                        self._preparing = False
+                        self._lock.notify_all()
+                    self._on_failed(failure)
+                    return
+            with self._lock:
+                self._full = True
+                if self._spares or self._stopping:  # trimming gave us one back
+                    self._full = not self._spares
+                    self._preparing = False
+                    self._lock.notify_all()
+                    return
+                self._lock.wait(FULL_RETRY_SECONDS)
+        with self._lock:
+            self._spares.append(path)
+            self._full = False
+            self._preparing = False
+            self._lock.notify_all()
+
+    def trim(self, sequence: int) -> int:
+        """Recycle or remove segments whose records are all at or below a sequence; any thread may call it."""
+        freed = 0
+        with self._lock:
+            while len(self._segments) > 1 and self._segments[1].start.position.sequence <= sequence:
+                segment = self._segments[0]
+                if segment.size == self._segment_bytes and len(self._spares) < SPARES:
+                    spare = self._directory / f"{SPARE}{segment.id:x}"
+                    self._layer.rename(segment.path, spare)
+                    self._spares.append(spare)
+                    self._full = False
+                    self._lock.notify_all()
+                else:
+                    self._layer.remove(segment.path)
+                freed += segment.size
+                del self._segments[0]
+        return freed
+
+    # --------------------------------------------------------------------------------------------------- reading
+
+    def reader(self, after: Position) -> SegmentReader:
+        """Return a reader behind a position, for use in any one thread; bound it by `durable`."""
+        return SegmentReader(self._layer, self._directory, self._cluster, after)
+
+    def tail(self, after: Position) -> Iterator[Entry]:
+        """Yield entries behind a position up to what is durable now."""
+        reader = self.reader(after)
+        try:
+            durable = self.durable
+            while entries := reader.read(durable, 1 << 20):
+                yield from entries
+        finally:
+            reader.close()
+
+    def next_claim(self, generation: int) -> Entry | None:
+        """Return the first claim above a generation, if the journal still holds it (rule T3: where to roll back to)."""
+        with self._lock:
+            segments = list(self._segments)
+        # the last segment that begins at or below the generation is where the next claim may first appear
+        start = [s for s in segments if s.start.position.generation <= generation]
+        if not start:
+            return None
+        for entry in self.tail(start[-1].start.position):
+            if entry.kind == Kind.CLAIM and entry.position.generation > generation:
+                return entry
+        return None
+
+    def size(self) -> tuple[int, int]:
+        """Return (bytes of segments, number of segments)."""
+        with self._lock:
+            return sum(segment.size for segment in self._segments), len(self._segments)
+
+    def close(self) -> None:
+        """Write what is queued, stop the threads, release the lock."""
+        with self._lock:
+            self._stopping = True
+            self._lock.notify_all()
+        if self._writer is not None:
+            self._queue.put(None)
+            self._writer.join()
+        if self._preparer is not None:
+            self._preparer.join()
+        if self._fd >= 0:
+            self._layer.close(self._fd)
+            self._fd = -1
+        self._layer.close(self._lock_fd)
+
+
+__all__ = ["FilesJournal", "JournalDamagedError"]

@@ -1,0 +1,393 @@
+"""Segments of the files engine: their bytes, and how they are read (rule J4).
+
+A journal directory holds segments `<id, 16 hex digits>.segment`, numbered without gaps, and spare files. A segment is
+pre-zeroed (or recycled: then old groups of another segment id lie in it) and begins with a header block of 4,096 bytes:
+
+    magic 8 | format u32 | CRC-32C u32 | cluster 16 | id u64 | size u64 | first group u64 |
+    state before its first record: sequence u64, generation u64, hash 16, tau i64, H i64, ddl i64
+
+Groups follow, each at a multiple of 512 bytes (so that a torn write of one never touches an acknowledged one):
+
+    magic 8 | segment id u64 | offset u64 | number u64 | generation u64 | first sequence u64 |
+    state after it: tau i64, H i64, ddl i64 | payload bytes u32 | records u32 | payload CRC-32C u32 | header CRC-32C u32
+
+and then its records (record.py), without gaps. A group starts only after the previous one is durable, and never spans
+segments. Both CRCs are seeded with the cluster id.
+
+What must hold: reading ends at the first group that is not whole. If a later whole group exists anywhere, acknowledged
+bytes were changed: JournalDamagedError with segment and offset. Otherwise it is the torn tail of a write that was never
+acknowledged, and all of that group is cut.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from australis.errors import JournalDamagedError, PositionGoneError, ProtocolError, WrongClusterError
+from australis.journal.file_layer import FileLayer
+from australis.journal.record import (
+    HEADER_BYTES,
+    NO_HASH,
+    Entry,
+    Header,
+    Position,
+    check_crc,
+    crc32c,
+    decode_header,
+    header_hash,
+)
+from australis.journal.validity import Validator
+
+BLOCK = 4096
+SECTOR = 512
+SEGMENT_MAGIC = b"AUSJSEG1"
+GROUP_MAGIC = b"AUSGROUP"
+FORMAT = 1
+SUFFIX = ".segment"
+SPARE = "spare-"
+
+_SEGMENT = struct.Struct("<8sII16sQQQQQ16sqqq")
+_GROUP = struct.Struct("<8sQQQQQqqqIIII")
+GROUP_BYTES = _GROUP.size
+_GROUP_CRC_AT = GROUP_BYTES - 4
+_WINDOW = 4 << 20
+_LIST_RETRIES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is true at a place of the journal: the last record, and the largest times and numbers up to it."""
+
+    position: Position
+    tau: int
+    horizon: int
+    ddl: int
+
+
+EMPTY = State(Position(0, 0, NO_HASH), 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment and the state before its first record."""
+
+    id: int
+    path: Path
+    size: int
+    first_group: int
+    start: State
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A whole group."""
+
+    offset: int
+    number: int
+    generation: int
+    first_sequence: int
+    tau: int
+    horizon: int
+    ddl: int
+    count: int
+    payload: memoryview
+
+    @property
+    def end(self) -> int:
+        """Where the next group starts."""
+        return align(self.offset + GROUP_BYTES + len(self.payload))
+
+
+def align(offset: int) -> int:
+    """Round up to a sector."""
+    return (offset + SECTOR - 1) & -SECTOR
+
+
+def segment_name(id: int) -> str:
+    """File name of a segment."""
+    return f"{id:016x}{SUFFIX}"
+
+
+def encode_segment_header(id: int, cluster: bytes, size: int, first_group: int, start: State) -> bytes:
+    """Encode the header block."""
+
+    def pack(crc: int) -> bytes:
+        position = start.position
+        return _SEGMENT.pack(
+            SEGMENT_MAGIC,
+            FORMAT,
+            crc,
+            cluster,
+            id,
+            size,
+            first_group,
+            position.sequence,
+            position.generation,
+            position.hash,
+            start.tau,
+            start.horizon,
+            start.ddl,
+        )
+
+    head = pack(crc32c(pack(0)))
+    return head + bytes(BLOCK - len(head))
+
+
+def read_segment_header(path: Path, data: bytes, cluster: bytes) -> Segment:
+    """Decode a header block; raises JournalDamagedError or WrongClusterError."""
+    if len(data) < _SEGMENT.size or data[:8] != SEGMENT_MAGIC:
+        raise JournalDamagedError(path.name, 0, "no segment header")
+    (_, format, crc, owner, id, size, first_group, sequence, generation, hash, tau, horizon, ddl) = (
+        _SEGMENT.unpack_from(data)
+    )
+    if format != FORMAT:
+        raise WrongClusterError(f"{path} has journal format {format}, this program knows {FORMAT}")
+    blank = bytearray(data[: _SEGMENT.size])
+    blank[12:16] = b"\0\0\0\0"
+    if crc32c(bytes(blank)) != crc:
+        raise JournalDamagedError(path.name, 0, "the segment header fails its checksum")
+    if owner != cluster:
+        raise WrongClusterError(f"{path} belongs to cluster {owner.hex()}, not to {cluster.hex()}")
+    if path.name != segment_name(id):
+        raise JournalDamagedError(path.name, 0, f"the file contains segment {id:016x}")
+    return Segment(id, path, size, first_group, State(Position(sequence, generation, hash), tau, horizon, ddl))
+
+
+def encode_group_header(
+    cluster_crc: int,
+    segment: int,
+    offset: int,
+    number: int,
+    generation: int,
+    first_sequence: int,
+    after: tuple[int, int, int],
+    length: int,
+    count: int,
+    payload_crc: int,
+) -> bytes:
+    """Encode a group header; `after` is (tau, H, ddl) behind the group."""
+    blank = _GROUP.pack(
+        GROUP_MAGIC, segment, offset, number, generation, first_sequence, *after, length, count, payload_crc, 0
+    )
+    return blank[:_GROUP_CRC_AT] + crc32c(blank[:_GROUP_CRC_AT], cluster_crc).to_bytes(4, "little")
+
+
+def list_segments(layer: FileLayer, directory: Path, cluster: bytes) -> list[Segment]:
+    """Read all segment headers, oldest first; raises JournalDamagedError if one is missing in between."""
+    for _ in range(_LIST_RETRIES):
+        try:
+            return _list_segments(layer, directory, cluster)
+        except FileNotFoundError:  # the owner trimmed one between listing and opening: names of now
+            continue
+    raise PositionGoneError(f"{directory} changes faster than it can be listed")
+
+
+def _list_segments(layer: FileLayer, directory: Path, cluster: bytes) -> list[Segment]:
+    segments: list[Segment] = []
+    for name in layer.names(directory):
+        if not name.endswith(SUFFIX):
+            continue
+        path = directory / name
+        fd = layer.open(path)
+        try:
+            segments.append(read_segment_header(path, layer.read(fd, BLOCK, 0), cluster))
+        finally:
+            layer.close(fd)
+    for before, after in itertools.pairwise(segments):
+        if after.id != before.id + 1:
+            raise JournalDamagedError(segment_name(before.id + 1), 0, "the segment is missing")
+    return segments
+
+
+class SegmentScanner:
+    """Reads the groups of one segment in order, from a window of its bytes."""
+
+    def __init__(self, layer: FileLayer, segment: Segment, cluster: bytes) -> None:
+        self._layer = layer
+        self._segment = segment
+        self._cluster_crc = crc32c(cluster)
+        self._fd = layer.open(segment.path)
+        self._window = b""
+        self._window_at = 0
+        self._window_bytes = 1 << 18  # grows to _WINDOW: a tail usually wants little
+        self.offset = BLOCK
+        self.number = segment.first_group
+
+    def close(self) -> None:
+        """Close the file."""
+        self._layer.close(self._fd)
+
+    def _bytes(self, offset: int, length: int, *, fresh: bool = False) -> memoryview:
+        """Return up to length bytes at an offset."""
+        start = offset - self._window_at
+        if fresh or start < 0 or start + length > len(self._window):
+            self._window = self._layer.read(self._fd, max(length, self._window_bytes), offset)
+            self._window_at = offset
+            self._window_bytes = min(self._window_bytes * 2, _WINDOW)
+            start = 0
+        return memoryview(self._window)[start : start + length]
+
+    def next(self, *, fresh: bool = False) -> Group | None:
+        """Return the group at `offset` and step behind it; None if there is no whole group.
+
+        `fresh` reads the bytes again: for a tail that comes back after the owner has written more.
+        """
+        group = self._group_at(self.offset, fresh=fresh)
+        if group is None or group.number != self.number:
+            return None
+        self.offset = group.end
+        self.number += 1
+        return group
+
+    def _group_at(self, offset: int, *, fresh: bool = False) -> Group | None:
+        if offset + GROUP_BYTES > self._segment.size:
+            return None
+        head = self._bytes(offset, GROUP_BYTES, fresh=fresh)
+        if len(head) < GROUP_BYTES or head[:8] != GROUP_MAGIC:
+            return None
+        (_, segment, at, number, generation, first, tau, horizon, ddl, length, count, payload_crc, crc) = _GROUP.unpack(
+            head
+        )
+        if crc32c(head[:_GROUP_CRC_AT], self._cluster_crc) != crc or segment != self._segment.id or at != offset:
+            return None
+        if offset + GROUP_BYTES + length > self._segment.size:
+            return None
+        payload = self._bytes(offset, GROUP_BYTES + length)[GROUP_BYTES:]
+        if len(payload) != length or crc32c(payload, self._cluster_crc) != payload_crc:
+            return None
+        return Group(offset, number, generation, first, tau, horizon, ddl, count, payload)
+
+    def later_group(self) -> Group | None:
+        """Search behind `offset` for any whole group of this segment that is not older than the one expected."""
+        needle = GROUP_MAGIC + self._segment.id.to_bytes(8, "little")
+        at = self.offset + SECTOR
+        while at < self._segment.size:
+            chunk = self._layer.read(self._fd, _WINDOW, at)
+            if not chunk:
+                return None
+            found = chunk.find(needle)
+            while found >= 0:
+                if (at + found) % SECTOR == 0:
+                    group = self._group_at(at + found)
+                    if group is not None and group.number >= self.number:
+                        return group
+                found = chunk.find(needle, found + 1)
+            at += _WINDOW
+        return None
+
+
+def check_end(scanner: SegmentScanner, segment: Segment, following: Segment | None) -> None:
+    """Decide what the end of a segment's groups is (rule J4); raises JournalDamagedError unless it may end here."""
+    if following is not None and following.first_group == scanner.number:
+        return
+    if following is not None:
+        raise JournalDamagedError(
+            segment.path.name, scanner.offset, f"group {scanner.number} is not whole, but a later segment exists"
+        )
+    later = scanner.later_group()
+    if later is not None:
+        raise JournalDamagedError(
+            segment.path.name,
+            scanner.offset,
+            f"group {scanner.number} is not whole, but the later group {later.number} at byte {later.offset} is",
+        )
+
+
+def records_of(segment: Segment, group: Group) -> Iterator[tuple[Header, bytes, bytes]]:
+    """Yield (header, hash, body) of a group; every record's own CRC is checked too."""
+    at = 0
+    payload = group.payload
+    for _ in range(group.count):
+        try:
+            header = decode_header(payload, at)
+        except ProtocolError as error:
+            raise JournalDamagedError(segment.path.name, group.offset + GROUP_BYTES + at, str(error)) from None
+        raw = payload[at : at + HEADER_BYTES]
+        body = payload[at + HEADER_BYTES : at + HEADER_BYTES + header.length]
+        if len(body) != header.length or not check_crc(raw, body):
+            raise JournalDamagedError(
+                segment.path.name, group.offset + GROUP_BYTES + at, "a record fails its checksum in a whole group"
+            )
+        yield header, header_hash(raw), bytes(body)
+        at += HEADER_BYTES + header.length
+
+
+class SegmentReader:
+    """Yields valid entries behind a position; comes back for more after the owner has written it.
+
+    Reads files only, so it also serves offline checks. Not for two threads at once.
+    """
+
+    def __init__(self, layer: FileLayer, directory: Path, cluster: bytes, after: Position) -> None:
+        """Find the segment to start in; raises PositionGoneError if the journal begins behind the position."""
+        self._layer, self._directory, self._cluster = layer, directory, cluster
+        segments = list_segments(layer, directory, cluster)
+        candidates = [segment for segment in segments if segment.start.position.sequence <= after.sequence]
+        if not candidates:
+            raise PositionGoneError(f"the journal no longer reaches back to record {after.sequence}")
+        self._segment = candidates[-1]
+        self._after = after
+        self._scanner = SegmentScanner(layer, self._segment, cluster)
+        self._validator = Validator(cluster, self._segment.start.position)
+        self.diverged = (
+            self._segment.start.position.sequence == after.sequence and self._segment.start.position != after
+        )
+        self.read_bytes = 0
+
+    @property
+    def skipped(self) -> int:
+        """Records that do not count (rule J1)."""
+        return self._validator.skipped
+
+    @property
+    def last(self) -> Position:
+        """The last valid record that was read."""
+        return self._validator.last
+
+    def close(self) -> None:
+        """Close the file."""
+        self._scanner.close()
+
+    def read(self, durable: int | None, limit: int) -> list[Entry]:
+        """Return entries up to sequence `durable` (None: all there is), about `limit` bytes of them.
+
+        An empty list means that nothing more is there now. Raises JournalDamagedError, PositionGoneError.
+        """
+        entries: list[Entry] = []
+        size = 0
+        while size < limit:
+            position = self._validator.last
+            if durable is not None and position.sequence >= durable:
+                break
+            group = self._scanner.next() or self._scanner.next(fresh=True)
+            if group is None:
+                if not self._next_segment():
+                    break
+                continue
+            for header, hash, body in records_of(self._segment, group):
+                entry = self._validator.add(header, hash, body)
+                if header.sequence == self._after.sequence and hash != self._after.hash:
+                    self.diverged = True
+                size += HEADER_BYTES + len(body)
+                if entry is not None and header.sequence > self._after.sequence:
+                    entries.append(entry)
+        self.read_bytes += size
+        return entries
+
+    def _next_segment(self) -> bool:
+        segments = list_segments(self._layer, self._directory, self._cluster)
+        following = next((segment for segment in segments if segment.id == self._segment.id + 1), None)
+        if not any(segment.id == self._segment.id for segment in segments):
+            # recycled while it was being read: what failed to parse may be another segment's bytes
+            raise PositionGoneError(f"the journal was trimmed behind record {self._validator.last.sequence}")
+        if following is None:
+            return False
+        check_end(self._scanner, self._segment, following)
+        self._scanner.close()
+        self._segment = following
+        self._scanner = SegmentScanner(self._layer, following, self._cluster)
+        return True
