@@ -108,10 +108,10 @@ def load(directory: Path) -> Config:
 
 
 def _in_words(message: str) -> str:
-    """Turn msgspec's "Expected `int`, got `str` - at `$.port`" into "port: expected int, got str"."""
-    text, separator, path = message.partition(" - at `$.")
-    if not separator:
-        text = text.replace("Object contains unknown field", "unknown key")
-        return text.replace("`", '"') if "unknown key" in text else text
-    text = text.replace("Object contains unknown field", "unknown key")
-    return f"{path.rstrip('`')}: {text[0].lower()}{text[1:]}".replace("`", '"')
+    """Turn msgspec's "Expected `int | null`, got `str` - at `$.port`" into "port: expected int, got str"."""
+    text, _, path = message.partition(" - at `$.")
+    text = text.replace("Object contains unknown field", "unknown key").replace(" | null", "")
+    if "unknown key" in text or "enum value" in text or "required field" in text:
+        text = text.replace("`", '"')
+    where = f"{path.rstrip('`')}: " if path else ""
+    return where + text[0].lower() + text[1:].replace("`", "")

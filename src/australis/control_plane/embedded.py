@@ -170,7 +170,34 @@ class EmbeddedCluster:
             await self._start_router(stack, port)
 
     async def _start_services(self, stack: contextlib.AsyncExitStack) -> None:
-        """Commit process and storage."""
+        """Commit process, then storage, which follows it."""
+        with self.phases.measure("commit"):
+            await self._start_commit(stack)
+        with self.phases.measure("storage"):
+            await self._start_storage(stack)
+
+    async def _start_commit(self, stack: contextlib.AsyncExitStack) -> None:
+        places = ["--data", str(self.layout.data), "--run", str(self.layout.run)]
+
+        async def launch(_: int) -> Child:
+            return await Child.spawn(
+                "commit",
+                [sys.executable, "-P", "-m", "australis.commit_process", *places, "--parent", str(os.getpid())],
+                self.layout.logs / "commit.log",
+                directory=self.layout.journal,
+            )
+
+        async def ready(child: Child) -> None:
+            try:
+                async with asyncio.timeout(COMMIT_READY):
+                    await child.line('{"ready":true')
+            except (TimeoutError, EOFError) as error:
+                raise ClusterError(str(error) or f"did not serve within {COMMIT_READY:.0f} s") from error
+
+        await self._keep(stack, Service("commit", launch, ready, changed=self._changed))
+
+    async def _start_storage(self, stack: contextlib.AsyncExitStack) -> None:
+        """Storage runs in this process."""
 
     async def _start_query_processor(self, stack: contextlib.AsyncExitStack, processor: QueryProcessor) -> None:
         self._state.direct_port = free_port()
@@ -201,6 +228,7 @@ class EmbeddedCluster:
                 directory=processor.data,
                 environment=processor.environment(),
                 death_signal=processor.death_signal,
+                plain=True,
             )
 
         async def ready(_: Child) -> None:
@@ -214,7 +242,13 @@ class EmbeddedCluster:
             stop_timeout=30.0,
             changed=self._changed,
         )
-        await self._keep(stack, service)
+        try:
+            await self._keep(stack, service)
+        except ClusterError as error:
+            # It was fine by its marks and still does not start. Nothing in it is worth a second thought.
+            log.error("query_processor.rebuilt", cause=str(error))
+            await asyncio.to_thread(processor.prepare, rebuild=True)
+            await self._keep(stack, service)
         stack.push_async_callback(self._close_query_processor, service, processor)
 
     async def _close_query_processor(self, service: Service, processor: QueryProcessor) -> None:
@@ -269,8 +303,9 @@ class EmbeddedCluster:
 
     async def _keep(self, stack: contextlib.AsyncExitStack, service: Service) -> None:
         """Start a service and watch it until the stack unwinds."""
-        self.services.append(service)
-        stack.push_async_callback(service.stop)
+        if service not in self.services:
+            self.services.append(service)
+            stack.push_async_callback(service.stop)
         await service.start()
         self.watch(asyncio.create_task(service.watch(), name=f"watch {service.name}"))
 

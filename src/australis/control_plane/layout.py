@@ -30,12 +30,14 @@ from pathlib import Path
 import msgspec
 
 from australis.errors import AustralisError
-from australis.files import write_atomically
+from australis.files import boot_id, write_atomically
 from australis.limits import Profile
 
 FORMAT = 1
 POSTGRESQL_MAJOR = 18
 SOCKET_PATH_BYTES = 107
+PAGE = "page"
+BOOT_MARK = "boot"
 LONGEST_SOCKET_NAME = "/.s.PGSQL.65535"
 DIRECTORIES = ("journal", "storage", "snapshots", "query_processor", "logs")
 OWN_NAMES = frozenset({"cluster.json", "password", "australis.toml", "lock", "run", "runtime", *DIRECTORIES})
@@ -78,18 +80,6 @@ class Layout:
     def run(self) -> Path:
         """The run directory's real path: short enough for sockets once `prepare_run` has been called."""
         return Path(os.path.realpath(self.data / "run"))
-
-    @property
-    def commit_socket(self) -> Path:
-        return self.run / "commit.sock"
-
-    @property
-    def storage_socket(self) -> Path:
-        return self.run / "storage.sock"
-
-    @property
-    def page(self) -> Path:
-        return self.run / "page"
 
     def password(self) -> str:
         try:
@@ -181,7 +171,11 @@ def prepare_directories(layout: Layout) -> None:
 
 
 def prepare_run(layout: Layout) -> None:
-    """Make an empty run directory whose path fits into a Unix socket address."""
+    """Make a run directory whose path fits into a Unix socket address, empty but for the shared page.
+
+    The page of a run that was killed in this boot stays: it remembers what was acknowledged and issued. After a reboot
+    it may be torn, and everything it guards against is gone with the processes.
+    """
     run = layout.data / "run"
     try:
         if len(os.fsencode(run)) + len(LONGEST_SOCKET_NAME) <= SOCKET_PATH_BYTES and not run.is_symlink():
@@ -190,8 +184,12 @@ def prepare_run(layout: Layout) -> None:
             run.unlink(missing_ok=True) if not run.is_dir() or run.is_symlink() else run.rmdir()
             run.symlink_to(tempfile.mkdtemp(prefix="australis-"))
         os.chmod(layout.run, 0o700)
+        mark = layout.run / BOOT_MARK
+        same_boot = mark.exists() and mark.read_text(encoding="ascii") == boot_id()
         for left in os.scandir(layout.run):
-            os.unlink(left.path)
+            if not (same_boot and left.name == PAGE):
+                os.unlink(left.path)
+        mark.write_text(boot_id(), encoding="ascii")
     except OSError as error:
         raise unusable(layout, error) from error
 
@@ -285,7 +283,8 @@ def holder(layout: Layout) -> int | None:
 
 def _has_files(directory: Path) -> bool:
     try:
-        return any(True for _ in os.scandir(directory))
+        with os.scandir(directory) as entries:
+            return next(entries, None) is not None
     except FileNotFoundError:
         return False
 

@@ -16,9 +16,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from signal import SIGKILL, Signals
 
+import msgspec
 import structlog
 
 from australis.control_plane.layout import ClusterError, Layout
@@ -35,12 +37,12 @@ log = structlog.get_logger()
 class Child:
     """A running child. Create with `spawn`."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, file: Path) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, file: Path, *, plain: bool) -> None:
         self.name = name
         self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.started = time.monotonic()
         self._process = process
-        self._output = _output_log(name, file)
+        self._output = _output_log(name, file, plain=plain)
         self._news = asyncio.Event()
         self._reader = asyncio.create_task(self._read(), name=f"output of {name}")
 
@@ -54,8 +56,12 @@ class Child:
         directory: Path,
         environment: Mapping[str, str] | None = None,
         death_signal: Signals = SIGKILL,
+        plain: bool = False,
     ) -> Child:
-        """Start `command` in `directory`; its stdout and stderr go to the bounded log `file`."""
+        """Start `command` in `directory`; its stdout and stderr go to the bounded log `file`.
+
+        `plain` keeps the lines as they are (they carry their time); else they become JSON like our own.
+        """
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", BOUND_EXEC, str(os.getpid()), str(int(death_signal)), *command),
             stdin=asyncio.subprocess.DEVNULL,
@@ -67,7 +73,7 @@ class Child:
             start_new_session=True,
             limit=LINE_BYTES,
         )
-        return cls(name, process, file)
+        return cls(name, process, file, plain=plain)
 
     @property
     def pid(self) -> int:
@@ -111,11 +117,15 @@ class Child:
 
     def last_words(self) -> str:
         """The line that says best why the child ended."""
-        for text in reversed(self.last_lines):
+        lines = [line.removeprefix(f"{self.name}: ") for line in self.last_lines]
+        for index in range(len(lines) - 1, -1, -1):
             for mark in ("FATAL:", "PANIC:", "error:"):
-                if mark in text:
-                    return text[text.index(mark) + len(mark) :].strip()
-        return self.last_lines[-1] if self.last_lines else "no output"
+                _, found, cause = lines[index].partition(mark)
+                if found and "contains errors" in cause and index > 0:  # PostgreSQL names the setting a line before
+                    return lines[index - 1].partition("LOG:")[2].strip() or cause.strip()
+                if found:
+                    return cause.strip()
+        return lines[-1] if lines else "it said nothing"
 
     async def _read(self) -> None:
         stream = self._process.stdout
@@ -136,8 +146,8 @@ class Child:
         self._news.set()
 
 
-def _output_log(name: str, file: Path) -> logging.Logger:
-    """A logger that writes lines as they are into a rotating file."""
+def _output_log(name: str, file: Path, *, plain: bool) -> logging.Logger:
+    """A logger for the lines of a child, into a rotating file."""
     logger = logging.getLogger(f"australis.output.{name}")
     logger.propagate = False
     logger.setLevel(logging.INFO)
@@ -145,8 +155,18 @@ def _output_log(name: str, file: Path) -> logging.Logger:
         handler = logging.handlers.RotatingFileHandler(
             file, maxBytes=FILE_BYTES, backupCount=KEPT_FILES, encoding="utf-8", delay=True
         )
+        if not plain:
+            handler.setFormatter(_JsonLine())
         logger.addHandler(handler)
     return logger
+
+
+class _JsonLine(logging.Formatter):
+    """One line of output as structlog would write it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, tz=UTC).isoformat().replace("+00:00", "Z")
+        return msgspec.json.encode({"event": record.getMessage(), "level": "info", "timestamp": when}).decode()
 
 
 def _left_in(directory: Path, program: bytes) -> list[int]:

@@ -1,0 +1,72 @@
+"""The configuration file: each mistake is one line that names file and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from australis.config import FILE_NAME, Config, ConfigError, load
+
+
+def write(directory: Path, text: str) -> None:
+    (directory / FILE_NAME).write_text(text)
+
+
+def test_no_file_means_defaults(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUSTRALIS_STORAGE_DRIVER", raising=False)
+    assert load(directory) == Config()
+
+
+def test_all_keys(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUSTRALIS_STORAGE_DRIVER", raising=False)
+    write(
+        directory,
+        'port = 6000\nlisten = ["127.0.0.1"]\nconnections = 50\nstorage_driver = "socket"\nretention = 60\n'
+        'handover = false\nlog_level = "debug"\n[tls]\ncertificate = "a"\nkey = "b"\n[postgresql]\nwork_mem = "8MB"\n',
+    )
+    config = load(directory)
+    assert config.port == 6000 and config.storage_driver == "socket" and config.tls is not None
+    assert config.postgresql == {"work_mem": "8MB"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("prot = 1", 'unknown key "prot" (known keys: port, listen'),
+        ('port = "5432"', "port: expected int"),
+        ("port = 70000", "port: expected"),
+        ("port = 54", None),
+        ('storage_driver = "fast"', "storage_driver: invalid enum value"),
+        ('[tls]\ncertificate = "x"', "missing required field"),
+        ('[tls]\ncert = "x"', "tls"),
+        ("[postgresql]\nfsync = true", "[postgresql] fsync is set by Australis itself"),
+        ("[postgresql]\nwork_mem = [1]", "postgresql"),
+        ("port = ", "not valid TOML"),
+        ('port = 54\nname = "', "not valid TOML"),
+    ],
+)
+def test_mistakes(directory: Path, text: str, expected: str | None) -> None:
+    write(directory, text)
+    if expected is None:
+        load(directory)
+        return
+    with pytest.raises(ConfigError) as error:
+        load(directory)
+    message = str(error.value)
+    assert expected in message and FILE_NAME in message and "\n" not in message
+
+
+def test_not_text(directory: Path) -> None:
+    (directory / FILE_NAME).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(directory)
+
+
+def test_environment_wins(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(directory, 'storage_driver = "attached"')
+    monkeypatch.setenv("AUSTRALIS_STORAGE_DRIVER", "socket")
+    assert load(directory).storage_driver == "socket"
+    monkeypatch.setenv("AUSTRALIS_STORAGE_DRIVER", "other")
+    with pytest.raises(ConfigError, match="storage_driver"):
+        load(directory)

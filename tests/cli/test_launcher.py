@@ -1,0 +1,261 @@
+"""Life of a cluster through the command line: start, stop, kill -9, refusals. On plain PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Australis
+
+pytestmark = pytest.mark.timeout(180)
+PATIENCE = 20.0
+
+
+def wait_gone(pids: list[int]) -> None:
+    """Wait for the end of processes that are not our children (zombies count as gone)."""
+    deadline = time.monotonic() + PATIENCE
+    for pid in pids:
+        while lives(pid):
+            assert time.monotonic() < deadline, f"process {pid} lives on"
+            time.sleep(0.01)  # polling: there is no event for the end of another's child
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_status(command: Australis, service: str, restarts: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        content = command.status()
+        state = content.get("services", {}).get(service, {})
+        if state.get("serving") and state.get("restarts", 0) >= restarts:
+            return
+        assert time.monotonic() < deadline, content
+        time.sleep(0.05)
+
+
+def descendants(pid: int) -> list[int]:
+    done = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
+    below: dict[int, list[int]] = {}
+    for line in done.stdout.splitlines():
+        child, parent = map(int, line.split())
+        below.setdefault(parent, []).append(child)
+    found, waiting = [], [pid]
+    while waiting:
+        children = below.get(waiting.pop(), [])
+        found += children
+        waiting += children
+    return found
+
+
+def test_life(australis_command: Australis) -> None:
+    command = australis_command
+    started = command("start", "--detach")
+    url = started.stdout.strip()
+    assert url.startswith("postgresql://admin:") and url.endswith("/postgres")
+    assert command("url").stdout == url + "\n"
+    assert command("url", "--direct").stdout != url + "\n"
+    assert command.sql("CREATE TABLE kept (i int); INSERT INTO kept VALUES (1); SELECT i FROM kept") == "1"
+    content = command.status()
+    assert content["state"] == "ready"
+    if os.geteuid() == 0:
+        for pid in (content["pid"], *descendants(content["pid"])):
+            assert os.stat(f"/proc/{pid}").st_uid != 0, "nothing of the cluster runs as root"
+    table = command("status").stdout
+    assert "ready" in table and "postgresql" in table
+    assert "is in use by a running cluster" in command.refused("start")
+    assert "is in use" in command.refused("check")
+    command("stop")
+    assert command("status", check=False).returncode == 3
+    assert "does not run" in command.refused("url")
+    assert command("stop").stderr == "not running\n"
+    command("start", "--detach")
+    assert command.sql("SELECT i FROM kept") == "1"
+    assert "cluster.ready" in command("logs", "supervisor").stdout
+    command("destroy", "--yes")
+    assert not command.data.exists()
+
+
+def test_supervisor_killed(running: Australis) -> None:
+    """Nothing outlives a supervisor that was killed, and the next start works."""
+    pid = running.pids()["supervisor"]
+    family = descendants(pid)
+    assert len(family) >= 3
+    os.kill(pid, signal.SIGKILL)
+    wait_gone([pid, *family])
+    assert running.status()["state"] == "stopped"
+    running("start", "--detach")
+    assert running.sql("SELECT 1") == "1"
+
+
+def test_everything_killed_at_once(running: Australis) -> None:
+    running.sql("SET synchronous_commit = on; CREATE TABLE kept AS SELECT 1 AS i")
+    pid = running.pids()["supervisor"]
+    for victim in (pid, *descendants(pid)):
+        if lives(victim):
+            os.kill(victim, signal.SIGKILL)
+    running("start", "--detach")
+    assert running.sql("SELECT i FROM kept") == "1"
+
+
+def test_postmaster_killed(running: Australis) -> None:
+    running("start", "--detach", check=False)
+    before = running.pids()
+    os.kill(before["postgresql"], signal.SIGKILL)
+    wait_status(running, "postgresql", 1)
+    assert running.sql("SELECT 1") == "1"
+    after = running.pids()
+    assert after["postgresql"] != before["postgresql"] and after["supervisor"] == before["supervisor"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "control", "other boot", "emptied"])
+def test_data_directory_is_rebuilt(running: Australis, damage: str) -> None:
+    running("stop")
+    data = running.data / "query_processor" / "data"
+    if damage == "missing":
+        subprocess.run(["rm", "-r", str(data)], check=True)
+    elif damage == "control":
+        (data / "global" / "pg_control").write_bytes(b"\0" * 8192)
+    elif damage == "emptied":
+        subprocess.run(["rm", "-r", str(data / "base")], check=True)
+    else:
+        (data / "left-by-the-other-boot").write_text("")
+        mark = running.data / "query_processor" / "boot.json"
+        mark.write_text(json.dumps(json.loads(mark.read_text()) | {"boot": "another", "clean": False}))
+    running("start", "--detach")
+    assert running.sql("SELECT 1") == "1"
+    assert not (data / "left-by-the-other-boot").exists()
+
+
+def test_clean_stop_survives_a_reboot(running: Australis) -> None:
+    running.sql("CREATE TABLE kept AS SELECT 1 AS i")
+    running("stop")
+    mark = running.data / "query_processor" / "boot.json"
+    content = json.loads(mark.read_text())
+    assert content["clean"]
+    mark.write_text(json.dumps(content | {"boot": "another"}))
+    running("start", "--detach")
+    assert running.sql("SELECT i FROM kept") == "1"
+
+
+def test_damaged_image_is_made_again(running: Australis) -> None:
+    running("stop")
+    with (running.data / "query_processor" / "image.tar").open("r+b") as image:
+        image.seek(1_000_000)
+        image.write(b"x" * 1000)
+    running("start", "--detach")
+    assert running.sql("SELECT 1") == "1"
+
+
+def test_port_taken(australis_command: Australis) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        message = australis_command.refused("start", "--port", str(port))
+        assert f"port {port} is in use by another program; choose another with --port" in message
+        assert australis_command.status()["state"] == "stopped"
+
+
+def test_default_port_taken(australis_command: Australis) -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            other.bind(("127.0.0.1", 5432))
+            other.listen()
+        except OSError:
+            pass  # somebody else has it: just as well
+        started = australis_command("start", "--detach")
+        assert "port 5432 is in use by another program; using 54" in started.stderr
+        assert ":54" in started.stdout
+
+
+def test_profile_is_for_life(australis_command: Australis) -> None:
+    started = australis_command("start", "--detach", "--profile", "dsql")
+    assert "profile dsql" in started.stderr
+    australis_command("stop")
+    assert "was made with profile dsql" in australis_command.refused("start", "--profile", "postgres")
+    australis_command("start", "--detach")
+    assert australis_command.status()["profile"] == "dsql"
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}"])
+def test_damaged_cluster_file(running: Australis, content: str) -> None:
+    running("stop")
+    (running.data / "cluster.json").write_text(content)
+    assert "is damaged" in running.refused("start")
+    assert "is damaged" in running.refused("status")
+
+
+def test_mistake_in_the_configuration(australis_command: Australis) -> None:
+    australis_command.data.mkdir()
+    (australis_command.data / "australis.toml").write_text("prot = 1\n")
+    assert 'unknown key "prot"' in australis_command.refused("start")
+    assert os.listdir(australis_command.data) == ["australis.toml"]
+
+
+def test_wrong_setting_of_postgresql(australis_command: Australis) -> None:
+    """PostgreSQL's own complaint is what the user sees."""
+    australis_command.data.mkdir()
+    (australis_command.data / "australis.toml").write_text('[postgresql]\nwork_mem = "much"\n')
+    assert "work_mem" in australis_command.refused("start")
+
+
+def test_long_path(directory: Path) -> None:
+    command = Australis(directory / ("d" * 60) / ("e" * 60), {"AUSTRALIS_TEST_PLAIN": "1"})
+    try:
+        command("start", "--detach")
+        assert command.sql("SELECT 1") == "1"
+    finally:
+        command("destroy", "--yes")
+    assert not command.data.exists()
+
+
+def test_foreground_ends_with_its_terminal(australis_command: Australis) -> None:
+    """Control-C stops the cluster; the first line on stdout is the connection string."""
+    import sys
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "australis", "start", "--data", str(australis_command.data)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **australis_command.environment},
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith("postgresql://admin:")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
+        assert process.stderr.read().splitlines()[-1] == "stopped"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root drops privileges")
+def test_root_names_an_unreachable_directory(australis_command: Australis, directory: Path) -> None:
+    closed = directory / "closed"
+    closed.mkdir(mode=0o700)
+    message = Australis(closed / "data", australis_command.environment).refused("start")
+    assert "cannot get there; name a directory elsewhere" in message
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root drops privileges")
+def test_root_default_directory_is_reachable(directory: Path) -> None:
+    """In a directory that is closed to others, the default moves to the system's place for data."""
+    import sys
+
+    closed = directory / "closed"
+    closed.mkdir(mode=0o700)
+    done = subprocess.run(
+        [sys.executable, "-m", "australis", "status"], cwd=closed, capture_output=True, text=True, check=False
+    )
+    assert "no cluster in /var/lib/australis/closed-" in done.stderr
