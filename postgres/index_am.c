@@ -345,7 +345,12 @@ au_index_insert(Relation index, Datum *values, bool *isnull, ItemPointer heap_ti
 
 		if (check == UNIQUE_CHECK_EXISTING)
 		{
-			if (may_conflict && other_row_exists(prefix, rowkey))
+			/*
+			 * A version that was replaced or deleted since has nothing to
+			 * prove; the newer one has a check of its own.
+			 */
+			if (may_conflict && au_wb_lookup(rowkey, InvalidCommandId) == row.version &&
+				other_row_exists(prefix, rowkey))
 				raise_duplicate(heap, index, values, isnull);
 			goto done;
 		}
