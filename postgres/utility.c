@@ -1,0 +1,894 @@
+/*-------------------------------------------------------------------------
+ *
+ * utility.c
+ *	  Utility statements: what is done differently, and what is refused.
+ *
+ * Most statements run as PostgreSQL wrote them; their effects are captured at
+ * commit (ddl_capture.c).  Here
+ *	  - temporary tables and their indexes get PostgreSQL's own access methods,
+ *	  - CONCURRENTLY forms run as their plain forms,
+ *	  - operator classes for btree are made for both btrees,
+ *	  - databases are cloned and dropped together with their rows in storage,
+ *	  - statements whose effect could not be the same on every query processor
+ *		are refused with 0A000.
+ * docs/sql.md lists the differences with their reasons.
+ *
+ * What must hold: no permanent relation uses another access method than ours,
+ * no temporary one uses ours.  ddl_capture.c checks the first again for
+ * whatever reaches the catalogs on other ways.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "ddl.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/twophase.h"
+#include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/index.h"
+#include "catalog/namespace.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_depend.h"
+#include "catalog/pg_index.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_opclass.h"
+#include "catalog/pg_opfamily.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "parser/parse_node.h"
+#include "port/pg_bswap.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "tcop/cmdtag.h"
+#include "tcop/utility.h"
+#include "utils/acl.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+#define LOCAL_TABLE_AM "heap_local"
+#define LOCAL_INDEX_AM "btree_local"
+#define TABLE_AM "heap"
+#define INDEX_AM "btree"
+
+/* postgres/opclasses.sql: oids of the copies of btree's operator classes */
+#define OPCLASS_OFFSET ((Oid) 4026531840U)
+
+#define COPY_BATCH_BYTES (4 * 1024 * 1024)
+#define COPY_BATCH_ROWS 20000
+#define BATCH_HEADER 16			/* docs/formats.md, section 5 */
+
+static ProcessUtility_hook_type prev_process_utility = NULL;
+static object_access_hook_type prev_object_access = NULL;
+
+/* ------------------------------------------------------------------ refusals */
+
+static void
+refuse(const char *what, const char *why)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("%s is not supported", what),
+			 errdetail_internal("%s", why)));
+}
+
+/* -------------------------------------------------------- temporary relations */
+
+/* Will a relation created under this name be temporary? */
+static bool
+creates_temp(RangeVar *name)
+{
+	List	   *path;
+
+	if (name->relpersistence == RELPERSISTENCE_TEMP)
+		return true;
+	if (name->schemaname)
+	{
+		Oid			nsp;
+
+		if (strcmp(name->schemaname, "pg_temp") == 0)
+			return true;
+		nsp = get_namespace_oid(name->schemaname, true);
+		return OidIsValid(nsp) && isTempNamespace(nsp);
+	}
+	/* SET search_path = pg_temp makes CREATE TABLE temporary */
+	if (strstr(namespace_search_path, "pg_temp") == NULL)
+		return false;
+	path = fetch_search_path(false);
+	return path != NIL && isTempNamespace(linitial_oid(path));
+}
+
+static bool
+is_temp(RangeVar *name)
+{
+	Oid			relid = name ? RangeVarGetRelid(name, NoLock, true) : InvalidOid;
+
+	return OidIsValid(relid) && get_rel_persistence(relid) == RELPERSISTENCE_TEMP;
+}
+
+/* An unlogged relation would be empty after a crash of one query processor. */
+static void
+make_logged(RangeVar *name)
+{
+	if (name->relpersistence == RELPERSISTENCE_UNLOGGED)
+		name->relpersistence = RELPERSISTENCE_PERMANENT;
+}
+
+static void
+refuse_table_am(const char *name)
+{
+	Oid			am = name ? get_table_am_oid(name, true) : InvalidOid;
+
+	if (OidIsValid(am) && am != AU_TABLE_AM_OID)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("access method \"%s\" is not supported for tables", name),
+				 errdetail("Its rows would live in this query processor only."),
+				 errhint("Use the access method \"%s\".", TABLE_AM)));
+}
+
+static void
+refuse_index_am(const char *name)
+{
+	Oid			am = name ? get_index_am_oid(name, true) : InvalidOid;
+
+	if (OidIsValid(am) && am != AU_INDEX_AM_OID)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("access method \"%s\" is not supported for indexes", name),
+				 errhint("Use the access method \"%s\".", INDEX_AM)));
+}
+
+static char *
+temp_table_am(char *name)
+{
+	if (name == NULL)
+		return strcmp(default_table_access_method, TABLE_AM) == 0 ? LOCAL_TABLE_AM : NULL;
+	return strcmp(name, TABLE_AM) == 0 ? LOCAL_TABLE_AM : name;
+}
+
+static char *
+temp_index_am(char *name)
+{
+	return name == NULL || strcmp(name, INDEX_AM) == 0 ? LOCAL_INDEX_AM : name;
+}
+
+static void
+check_constraint(Constraint *constraint, bool temp)
+{
+	if (temp)
+	{
+		if (constraint->contype == CONSTR_PRIMARY || constraint->contype == CONSTR_UNIQUE)
+		{
+			if (!constraint->without_overlaps)
+				constraint->access_method = temp_index_am(constraint->access_method);
+		}
+		else if (constraint->contype == CONSTR_EXCLUSION)
+			constraint->access_method = temp_index_am(constraint->access_method);
+		return;
+	}
+	if (constraint->contype == CONSTR_EXCLUSION)
+		refuse("an exclusion constraint", "A conflict between two transactions could not be recognized at COMMIT.");
+	if (constraint->without_overlaps)
+		refuse("WITHOUT OVERLAPS", "A conflict between two transactions could not be recognized at COMMIT.");
+}
+
+static void
+check_elements(List *elements, bool temp)
+{
+	ListCell   *lc;
+	ListCell   *lk;
+
+	foreach(lc, elements)
+	{
+		if (IsA(lfirst(lc), Constraint))
+			check_constraint(lfirst(lc), temp);
+		else if (IsA(lfirst(lc), ColumnDef))
+			foreach(lk, ((ColumnDef *) lfirst(lc))->constraints)
+				check_constraint(lfirst(lk), temp);
+	}
+}
+
+static void
+create_table(CreateStmt *stmt)
+{
+	bool		temp = creates_temp(stmt->relation);
+
+	make_logged(stmt->relation);
+	if (temp)
+	{
+		/* a partition takes the method of its parent */
+		if (stmt->partbound == NULL || stmt->accessMethod)
+			stmt->accessMethod = temp_table_am(stmt->accessMethod);
+	}
+	else
+		refuse_table_am(stmt->accessMethod);
+	check_elements(stmt->tableElts, temp);
+	check_elements(stmt->constraints, temp);
+}
+
+static void
+create_table_as(CreateTableAsStmt *stmt)
+{
+	IntoClause *into = stmt->into;
+
+	make_logged(into->rel);
+	if (creates_temp(into->rel))
+		into->accessMethod = temp_table_am(into->accessMethod);
+	else
+		refuse_table_am(into->accessMethod);
+}
+
+static void
+alter_table(AlterTableStmt *stmt, bool top_level)
+{
+	bool		temp = is_temp(stmt->relation);
+	ListCell   *lc;
+	ListCell   *lk;
+
+	foreach(lc, stmt->cmds)
+	{
+		AlterTableCmd *cmd = lfirst(lc);
+
+		switch (cmd->subtype)
+		{
+			case AT_AddConstraint:
+				check_constraint((Constraint *) cmd->def, temp);
+				break;
+			case AT_AddColumn:
+				foreach(lk, ((ColumnDef *) cmd->def)->constraints)
+					check_constraint(lfirst(lk), temp);
+				break;
+			case AT_SetAccessMethod:
+				if (temp)
+					cmd->name = temp_table_am(cmd->name);
+				else
+					refuse_table_am(cmd->name);
+				break;
+			case AT_SetUnLogged:
+				cmd->subtype = AT_SetLogged;
+				break;
+			case AT_DetachPartition:
+				{
+					PartitionCmd *partition = (PartitionCmd *) cmd->def;
+
+					if (partition->concurrent)
+					{
+						PreventInTransactionBlock(top_level, "ALTER TABLE ... DETACH CONCURRENTLY");
+						partition->concurrent = false;
+					}
+					break;
+				}
+			default:
+				break;
+		}
+	}
+}
+
+static void
+create_index(IndexStmt *stmt, bool top_level)
+{
+	Oid			relid = RangeVarGetRelid(stmt->relation, NoLock, true);
+
+	if (OidIsValid(relid) && get_rel_persistence(relid) == RELPERSISTENCE_TEMP)
+	{
+		stmt->accessMethod = temp_index_am(stmt->accessMethod);
+		return;
+	}
+
+	/* the method of an index of a temporary table, through LIKE */
+	if (stmt->accessMethod && strcmp(stmt->accessMethod, LOCAL_INDEX_AM) == 0 && !top_level)
+		stmt->accessMethod = INDEX_AM;
+	if (stmt->excludeOpNames != NIL)
+		refuse("an exclusion constraint", "A conflict between two transactions could not be recognized at COMMIT.");
+	refuse_index_am(stmt->accessMethod);
+
+	/*
+	 * Writers that started before the index exists are expelled at their
+	 * COMMIT, so the plain form stops nobody either.  PostgreSQL's own
+	 * refusal for partitioned tables is kept.
+	 */
+	if (stmt->concurrent)
+	{
+		PreventInTransactionBlock(top_level, "CREATE INDEX CONCURRENTLY");
+		if (OidIsValid(relid) && get_rel_relkind(relid) != RELKIND_PARTITIONED_TABLE)
+			stmt->concurrent = false;
+	}
+}
+
+static void
+reindex(ReindexStmt *stmt, bool top_level)
+{
+	ListCell   *lc;
+
+	foreach(lc, stmt->params)
+	{
+		DefElem    *option = lfirst(lc);
+
+		if (strcmp(option->defname, "concurrently") != 0)
+			continue;
+		if (defGetBoolean(option))
+			PreventInTransactionBlock(top_level, "REINDEX CONCURRENTLY");
+		stmt->params = foreach_delete_current(stmt->params, lc);
+	}
+}
+
+static void
+drop_concurrently(DropStmt *stmt, bool top_level)
+{
+	Oid			relid;
+
+	PreventInTransactionBlock(top_level, "DROP INDEX CONCURRENTLY");
+
+	/* PostgreSQL says what is wrong with these */
+	if (list_length(stmt->objects) != 1 || stmt->behavior == DROP_CASCADE)
+		return;
+	relid = RangeVarGetRelid(makeRangeVarFromNameList(linitial(stmt->objects)), NoLock, true);
+	if (OidIsValid(relid) && get_rel_relkind(relid) != RELKIND_PARTITIONED_INDEX)
+		stmt->concurrent = false;
+}
+
+/*
+ * REFRESH ... CONCURRENTLY exists so that readers need not wait.  Readers of
+ * our tables never wait, and its way to do it joins row identifiers across
+ * statements.  The conditions that PostgreSQL sets stay.
+ */
+static void
+refresh_concurrently(RefreshMatViewStmt *stmt)
+{
+	Oid			relid = RangeVarGetRelid(stmt->relation, NoLock, true);
+	Relation	rel;
+	ListCell   *lc;
+	bool		usable = false;
+
+	if (!OidIsValid(relid) || stmt->skipData || get_rel_relkind(relid) != RELKIND_MATVIEW)
+		return;
+	rel = relation_open(relid, AccessShareLock);
+	if (RelationIsPopulated(rel))
+	{
+		foreach(lc, RelationGetIndexList(rel))
+		{
+			Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
+			Form_pg_index form = index->rd_index;
+
+			if (form->indisunique && form->indimmediate && form->indisvalid &&
+				RelationGetIndexPredicate(index) == NIL && RelationGetIndexExpressions(index) == NIL)
+				usable = true;
+			index_close(index, AccessShareLock);
+		}
+	}
+	relation_close(rel, AccessShareLock);
+	if (usable)
+		stmt->concurrent = false;
+}
+
+/* ---------------------------------------------- operator classes for both btrees */
+
+static bool
+is_btree(const char *amname)
+{
+	return strcmp(amname, INDEX_AM) == 0;
+}
+
+/*
+ * The local btree's copy of one of our operator classes or families: of built-in
+ * ones by a fixed offset, of others by an internal dependency.
+ */
+static Oid
+twin_of(Oid classid, Oid oid)
+{
+	Relation	rel;
+	ScanKeyData key[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Oid			twin = InvalidOid;
+
+	if (oid >= OPCLASS_OFFSET)
+		return oid - OPCLASS_OFFSET;
+	rel = table_open(DependRelationId, AccessShareLock);
+	ScanKeyInit(&key[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(classid));
+	ScanKeyInit(&key[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(oid));
+	scan = systable_beginscan(rel, DependReferenceIndexId, true, NULL, 2, key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_depend dep = (Form_pg_depend) GETSTRUCT(tuple);
+
+		if (dep->classid == classid && dep->deptype == DEPENDENCY_INTERNAL)
+			twin = dep->objid;
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return twin;
+}
+
+static void
+bind_twin(Oid classid, Oid twin, Oid original)
+{
+	ObjectAddress depender;
+	ObjectAddress referenced;
+
+	ObjectAddressSet(depender, classid, twin);
+	ObjectAddressSet(referenced, classid, original);
+	recordDependencyOn(&depender, &referenced, DEPENDENCY_INTERNAL);
+	CommandCounterIncrement();
+}
+
+/*
+ * Copies live in pg_catalog, where pg_dump leaves them alone, under the same
+ * name if that is free.
+ */
+static List *
+twin_name(int cache, const char *name, Oid original)
+{
+	char	   *free_name = pstrdup(name);
+
+	if (SearchSysCacheExists3(cache, ObjectIdGetDatum(BTREE_AM_OID), CStringGetDatum(free_name),
+							  ObjectIdGetDatum(PG_CATALOG_NAMESPACE)))
+		free_name = psprintf("%.*s_%u", NAMEDATALEN - 12, name, original);
+	return list_make2(makeString("pg_catalog"), makeString(free_name));
+}
+
+static List *
+family_name(Oid family)
+{
+	HeapTuple	tuple = SearchSysCache1(OPFAMILYOID, ObjectIdGetDatum(family));
+	Form_pg_opfamily form;
+	List	   *name;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for operator family %u", family);
+	form = (Form_pg_opfamily) GETSTRUCT(tuple);
+	name = list_make2(makeString(get_namespace_name(form->opfnamespace)),
+					  makeString(pstrdup(NameStr(form->opfname))));
+	ReleaseSysCache(tuple);
+	return name;
+}
+
+static Oid
+twin_family(Oid family)
+{
+	Oid			twin = twin_of(OperatorFamilyRelationId, family);
+	CreateOpFamilyStmt *stmt;
+
+	if (OidIsValid(twin))
+		return twin;
+	stmt = makeNode(CreateOpFamilyStmt);
+	stmt->opfamilyname = twin_name(OPFAMILYAMNAMENSP, strVal(lsecond(family_name(family))), family);
+	stmt->amname = LOCAL_INDEX_AM;
+	twin = DefineOpFamily(stmt).objectId;
+	bind_twin(OperatorFamilyRelationId, twin, family);
+	return twin;
+}
+
+/* After the statement was executed for our btree: the same for the local one. */
+static void
+copy_to_local_btree(Node *parsetree)
+{
+	CommandCounterIncrement();
+	switch (nodeTag(parsetree))
+	{
+		case T_CreateOpFamilyStmt:
+			{
+				CreateOpFamilyStmt *stmt = (CreateOpFamilyStmt *) parsetree;
+
+				if (is_btree(stmt->amname))
+					(void) twin_family(get_opfamily_oid(AU_INDEX_AM_OID, stmt->opfamilyname, false));
+				break;
+			}
+		case T_CreateOpClassStmt:
+			{
+				CreateOpClassStmt *stmt = (CreateOpClassStmt *) parsetree;
+				CreateOpClassStmt *copy;
+				Oid			original;
+
+				if (!is_btree(stmt->amname))
+					break;
+				original = get_opclass_oid(AU_INDEX_AM_OID, stmt->opclassname, false);
+				copy = copyObject(stmt);
+				copy->amname = LOCAL_INDEX_AM;
+				copy->opfamilyname = family_name(twin_family(get_opclass_family(original)));
+				copy->opclassname = twin_name(CLAAMNAMENSP, strVal(llast(stmt->opclassname)), original);
+				bind_twin(OperatorClassRelationId, DefineOpClass(copy).objectId, original);
+				break;
+			}
+		case T_AlterOpFamilyStmt:
+			{
+				AlterOpFamilyStmt *stmt = (AlterOpFamilyStmt *) parsetree;
+				AlterOpFamilyStmt *copy;
+
+				if (!is_btree(stmt->amname))
+					break;
+				copy = copyObject(stmt);
+				copy->amname = LOCAL_INDEX_AM;
+				copy->opfamilyname = family_name(twin_family(get_opfamily_oid(AU_INDEX_AM_OID,
+																			  stmt->opfamilyname, false)));
+				(void) AlterOpFamily(copy);
+				break;
+			}
+		default:
+			break;
+	}
+}
+
+/* ------------------------------------------------------------------ databases */
+
+static const char *
+template_of(CreatedbStmt *stmt)
+{
+	ListCell   *lc;
+
+	foreach(lc, stmt->options)
+	{
+		DefElem    *option = lfirst(lc);
+
+		if (strcmp(option->defname, "template") == 0 && option->arg)
+			return defGetString(option);
+	}
+	return "template1";
+}
+
+static void
+database_range(StringInfo lo, StringInfo hi, Oid database)
+{
+	resetStringInfo(lo);
+	resetStringInfo(hi);
+	au_key_append_relid(lo, (RelId) database << 32);
+	au_key_append_relid(hi, ((RelId) database + 1) << 32);
+}
+
+static inline Bytes
+bytes_of(StringInfo s)
+{
+	return (Bytes) {(const uint8 *) s->data, (uint32) s->len};
+}
+
+/*
+ * The template's catalogs were copied with their relfilenumbers; give each of
+ * them its rows, under the new database's ids.  Nobody can read those before
+ * the catalog row of the database is committed, so they are ingested (rule Q8)
+ * chunk by chunk.
+ */
+static void
+copy_database_rows(Oid from, Oid to)
+{
+	StringInfoData lo,
+				hi,
+				batch;
+	Tau			tau = au_tau_start();
+	bool		more = true;
+	uint32		prefix = pg_hton32(to);
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "database copy", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	RelId		last = 0;
+
+	initStringInfo(&lo);
+	initStringInfo(&hi);
+	database_range(&lo, &hi, from);
+	MemoryContextSwitchTo(old);
+	while (more)
+	{
+		MemoryContext chunk = AllocSetContextCreate(context, "database copy chunk", ALLOCSET_DEFAULT_SIZES);
+		IngestEntry *entries;
+		int			n = 0;
+		uint8	   *p,
+				   *end;
+
+		CHECK_FOR_INTERRUPTS();
+		MemoryContextSwitchTo(chunk);
+		initStringInfo(&batch);
+		au_read_range(bytes_of(&lo), bytes_of(&hi), false, tau, COPY_BATCH_ROWS, COPY_BATCH_BYTES, &batch, &more);
+		if (batch.len == 0)
+		{
+			MemoryContextSwitchTo(old);
+			break;
+		}
+		entries = palloc_array(IngestEntry, COPY_BATCH_ROWS);
+		p = (uint8 *) batch.data;
+		end = p + batch.len;
+		while (p < end && n < COPY_BATCH_ROWS)
+		{
+			uint32		key_len,
+						value_len;
+			uint8	   *key = p + BATCH_HEADER;
+			RelId		relid;
+
+			memcpy(&key_len, p, 4);
+			memcpy(&value_len, p + 4, 4);
+			p += BATCH_HEADER + TYPEALIGN(8, key_len);
+			entries[n].value = (Bytes) {p, value_len};
+			entries[n].key = (Bytes) {key, key_len};
+			p += TYPEALIGN(8, value_len);
+
+			/* where to go on: just behind the last key read */
+			resetStringInfo(&lo);
+			appendBinaryStringInfo(&lo, key, key_len);
+			appendStringInfoCharMacro(&lo, '\0');
+
+			memcpy(&relid, key, 8);
+			memcpy(key, &prefix, 4);
+			relid = pg_ntoh64(relid);
+			if (relid != last)
+			{
+				/* how the rows are keyed, docs/formats.md section 3 */
+				StringInfoData layout,
+							found;
+				RelId		be = pg_hton64(relid);
+
+				initStringInfo(&layout);
+				initStringInfo(&found);
+				au_key_append_relid(&layout, AU_SYS_LAYOUT);
+				appendBinaryStringInfo(&layout, &be, 8);
+				if (au_read_key(bytes_of(&layout), tau, &found))
+				{
+					memcpy(&value_len, found.data + 4, 4);
+					memcpy(layout.data + 8, &prefix, 4);
+					au_wb_put(bytes_of(&layout), (Bytes) {(uint8 *) found.data + BATCH_HEADER +
+							  TYPEALIGN(8, layout.len), value_len}, GetCurrentCommandId(true),
+							  LockTupleExclusive, true);
+				}
+				last = relid;
+			}
+			n++;
+		}
+		(void) au_ingest(entries, n);
+		MemoryContextSwitchTo(old);
+		MemoryContextDelete(chunk);
+	}
+	MemoryContextDelete(context);
+}
+
+/* What a dropped database had in storage is garbage at commit. */
+static void
+drop_database_rows(Oid database)
+{
+	StringInfoData lo,
+				hi,
+				batch;
+	Tau			tau = au_tau_start();
+	bool		more;
+
+	initStringInfo(&lo);
+	initStringInfo(&hi);
+	initStringInfo(&batch);
+	database_range(&lo, &hi, database);
+	for (;;)
+	{
+		RelId		relid;
+
+		CHECK_FOR_INTERRUPTS();
+		resetStringInfo(&batch);
+		au_read_range(bytes_of(&lo), bytes_of(&hi), false, tau, 1, COPY_BATCH_BYTES, &batch, &more);
+		if (batch.len == 0)
+			break;
+		memcpy(&relid, batch.data + BATCH_HEADER, 8);
+		relid = pg_ntoh64(relid);
+		au_note_storage_dropped(relid);
+		resetStringInfo(&lo);
+		au_key_append_relid(&lo, relid + 1);
+	}
+}
+
+/* --------------------------------------------------------------------- hooks */
+
+/* Rewrite what runs in another form, refuse what cannot be done. */
+static void
+prepare_statement(Node *stmt, bool top_level)
+{
+	switch (nodeTag(stmt))
+	{
+		case T_CreateStmt:
+			create_table((CreateStmt *) stmt);
+			break;
+		case T_CreateTableAsStmt:
+			create_table_as((CreateTableAsStmt *) stmt);
+			break;
+		case T_ExplainStmt:
+			{
+				Query	   *query = castNode(Query, ((ExplainStmt *) stmt)->query);
+
+				if (query->commandType == CMD_UTILITY && IsA(query->utilityStmt, CreateTableAsStmt))
+					create_table_as((CreateTableAsStmt *) query->utilityStmt);
+				break;
+			}
+		case T_AlterTableStmt:
+			alter_table((AlterTableStmt *) stmt, top_level);
+			break;
+		case T_CreateSeqStmt:
+			make_logged(((CreateSeqStmt *) stmt)->sequence);
+			break;
+		case T_IndexStmt:
+			create_index((IndexStmt *) stmt, top_level);
+			break;
+		case T_ReindexStmt:
+			reindex((ReindexStmt *) stmt, top_level);
+			break;
+		case T_DropStmt:
+			if (((DropStmt *) stmt)->concurrent)
+				drop_concurrently((DropStmt *) stmt, top_level);
+			break;
+		case T_RefreshMatViewStmt:
+			if (((RefreshMatViewStmt *) stmt)->concurrent)
+				refresh_concurrently((RefreshMatViewStmt *) stmt);
+			break;
+		case T_TransactionStmt:
+			if (((TransactionStmt *) stmt)->kind == TRANS_STMT_PREPARE && max_prepared_xacts > 0 &&
+				IsTransactionBlock() && TransactionIdIsValid(GetTopTransactionIdIfAny()))
+				refuse("PREPARE TRANSACTION of a transaction that changed something",
+					   "A commit is decided once, at COMMIT.");
+			break;
+		case T_VariableSetStmt:
+			{
+				VariableSetStmt *set = (VariableSetStmt *) stmt;
+
+				if (set->kind == VAR_SET_MULTI && strcmp(set->name, "TRANSACTION SNAPSHOT") == 0)
+					refuse("SET TRANSACTION SNAPSHOT",
+						   "An exported snapshot does not contain the cluster's snapshot time.");
+				break;
+			}
+		case T_CreateTableSpaceStmt:
+			refuse("CREATE TABLESPACE", "Rows live in the cluster's storage, not in files of this server.");
+			break;
+		case T_AlterSystemStmt:
+			refuse("ALTER SYSTEM", "Query processors keep no settings of their own; use the cluster's configuration, ALTER DATABASE or ALTER ROLE.");
+			break;
+		case T_CreatePublicationStmt:
+		case T_AlterPublicationStmt:
+			refuse("logical replication", "Changes of tables are in the cluster's journal, not in this server's WAL.");
+			break;
+		case T_CreateSubscriptionStmt:
+		case T_AlterSubscriptionStmt:
+			refuse("logical replication", "Every query processor would apply the subscription.");
+			break;
+		default:
+			break;
+	}
+}
+
+/* Can this statement change catalogs? */
+static bool
+changes_catalogs(Node *stmt)
+{
+	switch (nodeTag(stmt))
+	{
+		case T_TruncateStmt:
+		case T_ReindexStmt:
+			return true;
+		default:
+			return GetCommandLogLevel(stmt) == LOGSTMT_DDL;
+	}
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilityContext context,
+				ParamListInfo params, QueryEnvironment *env, DestReceiver *dest, QueryCompletion *completion)
+{
+	Node	   *stmt = pstmt->utilityStmt;
+	bool		top_level = context == PROCESS_UTILITY_TOPLEVEL;
+	Oid			dropped_database = InvalidOid;
+
+	if (!au_enabled)
+	{
+		if (prev_process_utility)
+			prev_process_utility(pstmt, query, read_only, context, params, env, dest, completion);
+		else
+			standard_ProcessUtility(pstmt, query, read_only, context, params, env, dest, completion);
+		return;
+	}
+
+	if (changes_catalogs(stmt) || IsA(stmt, ExplainStmt))
+	{
+		/* plans and functions keep their trees */
+		if (read_only)
+		{
+			pstmt = copyObject(pstmt);
+			stmt = pstmt->utilityStmt;
+			read_only = false;
+		}
+		if (!IsA(stmt, ExplainStmt) && !IsAbortedTransactionBlockState())
+		{
+			/* what it is checked against at COMMIT */
+			(void) au_tau_start();
+			au_ddl_note_statement(GetCommandTagName(CreateCommandTag(stmt)));
+		}
+	}
+	if (!IsAbortedTransactionBlockState())
+	{
+		prepare_statement(stmt, top_level);
+		if (IsA(stmt, DropdbStmt))
+			dropped_database = get_database_oid(((DropdbStmt *) stmt)->dbname, true);
+	}
+
+	if (prev_process_utility)
+		prev_process_utility(pstmt, query, read_only, context, params, env, dest, completion);
+	else
+		standard_ProcessUtility(pstmt, query, read_only, context, params, env, dest, completion);
+
+	switch (nodeTag(stmt))
+	{
+		case T_CreateOpFamilyStmt:
+		case T_CreateOpClassStmt:
+		case T_AlterOpFamilyStmt:
+			copy_to_local_btree(stmt);
+			break;
+		case T_CreatedbStmt:
+			{
+				Oid			from = get_database_oid(template_of((CreatedbStmt *) stmt), false);
+				Oid			to;
+
+				CommandCounterIncrement();
+				to = get_database_oid(((CreatedbStmt *) stmt)->dbname, false);
+				au_ddl_note_template(to, from);
+				copy_database_rows(from, to);
+				break;
+			}
+		case T_DropdbStmt:
+			if (OidIsValid(dropped_database))
+				drop_database_rows(dropped_database);
+			break;
+		default:
+			break;
+	}
+}
+
+/* The last line: whatever statement made it, look at the relation itself. */
+static void
+check_new_relation(Oid relid)
+{
+	Relation	rel = table_open(RelationRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_class_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(relid));
+	scan = systable_beginscan(rel, ClassOidIndexId, true, SnapshotSelf, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		Form_pg_class cls = (Form_pg_class) GETSTRUCT(tuple);
+		bool		index = cls->relkind == RELKIND_INDEX || cls->relkind == RELKIND_PARTITIONED_INDEX;
+
+		if (cls->relpersistence == RELPERSISTENCE_TEMP && cls->relam == AU_INDEX_AM_OID)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("cannot change the type of a column of a temporary table that is in a PRIMARY KEY or UNIQUE constraint"),
+					 errhint("Drop the constraint first and add it again.")));
+		if (cls->relpersistence == RELPERSISTENCE_PERMANENT && index && cls->relam != AU_INDEX_AM_OID &&
+			cls->relnamespace != PG_TOAST_NAMESPACE)
+			refuse_index_am(get_am_name(cls->relam));
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+}
+
+static void
+object_access(ObjectAccessType access, Oid classid, Oid objid, int subid, void *arg)
+{
+	if (prev_object_access)
+		prev_object_access(access, classid, objid, subid, arg);
+	if (access == OAT_POST_CREATE && classid == RelationRelationId && subid == 0 && au_enabled &&
+		objid >= FirstNormalObjectId)
+		check_new_relation(objid);
+}
+
+void
+au_utility_init(void)
+{
+	au_ddl_capture_init();
+	prev_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+	prev_object_access = object_access_hook;
+	object_access_hook = object_access;
+}
