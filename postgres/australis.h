@@ -530,6 +530,7 @@ extern void au_sequences_restore(void);
 /* ----------------------------------------------- hooks installed by _PG_init */
 extern void au_utility_init(void);
 extern void au_planner_init(void);
+extern void au_index_init(void);	/* index_cost.c */
 extern void au_session_init(void);
 extern void au_shmem_init(void);
 extern void au_transaction_init(void);

@@ -12,6 +12,9 @@
  * its own, however well the heap is correlated with the index: there the
  * correlation is told to be none, which charges a random page per row.
  *
+ * Row comparisons, (a, b) > (x, y), are matched by the planner to indexes of
+ * btree only, by its oid; so the planner's description of ours says btree.
+ *
  * If storage's figures can't be had, planning fails with its error, as the
  * query would.
  *
@@ -24,8 +27,9 @@
 #include "access/htup_details.h"
 #include "access/itup.h"
 #include "access/relation.h"
-#include "access/xact.h"
+#include "catalog/pg_am.h"
 #include "nodes/pathnodes.h"
+#include "optimizer/plancat.h"
 #include "storage/bufpage.h"
 #include "utils/index_selfuncs.h"
 #include "utils/lsyscache.h"
@@ -160,4 +164,25 @@ au_index_costestimate(PlannerInfo *root, IndexPath *path, double loop_count,
 
 	if (!primary && au_storage_driver != 0)
 		*correlation = 0;
+}
+
+static get_relation_info_hook_type prev_relation_info = NULL;
+
+static void
+relation_info(PlannerInfo *root, Oid relid, bool inhparent, RelOptInfo *rel)
+{
+	if (prev_relation_info)
+		prev_relation_info(root, relid, inhparent, rel);
+	foreach_node(IndexOptInfo, info, rel->indexlist)
+	{
+		if (info->relam == AU_INDEX_AM_OID)
+			info->relam = BTREE_AM_OID;
+	}
+}
+
+void
+au_index_init(void)
+{
+	prev_relation_info = get_relation_info_hook;
+	get_relation_info_hook = relation_info;
 }
