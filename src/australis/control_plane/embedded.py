@@ -245,6 +245,8 @@ class EmbeddedCluster:
         try:
             await self._keep(stack, service)
         except ClusterError as error:
+            if processor.fresh:
+                raise
             # It was fine by its marks and still does not start. Nothing in it is worth a second thought.
             log.error("query_processor.rebuilt", cause=str(error))
             await asyncio.to_thread(processor.prepare, rebuild=True)

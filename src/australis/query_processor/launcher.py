@@ -47,6 +47,7 @@ class QueryProcessor:
         self._boot = directory / "boot.json"
         self._installation = installation
         self._password = password
+        self.fresh = False  # the data directory is a copy of the image that was never opened
         self._socket: Path | None = None
 
     def prepare(self, *, rebuild: bool = False) -> str:
@@ -64,6 +65,7 @@ class QueryProcessor:
             done = f"rebuilt: {reason}"
         (self.data / "postmaster.pid").unlink(missing_ok=True)  # nothing runs: whatever it says is stale
         self._mark(clean=False)
+        self.fresh = done != "kept"
         return done
 
     def _unusable(self) -> str | None:
