@@ -34,6 +34,7 @@ struct KeyScan
 	int			last_offset;
 	bool		started;		/* is there a last key? */
 	bool		backward;
+	bool		ended;			/* ran off the end in the current direction */
 
 	StringInfoData batch;
 	int			offset;			/* of the next entry in batch */
@@ -138,6 +139,7 @@ au_key_scan_seek(KeyScan *scan, Bytes key)
 	remember(scan, &scan->last, key);
 	scan->last_offset = -1;
 	scan->started = true;
+	scan->ended = false;
 	scan->have_batch = false;
 	scan->wb_valid = false;
 }
@@ -284,12 +286,18 @@ au_key_scan_next(KeyScan *scan, ScanDirection dir, KeyEntry *entry)
 
 	if (backward != scan->backward)
 	{
-		if (scan->started)
+		/* from behind the end the last row comes again */
+		if (scan->ended)
+			scan->started = false;
+		else if (scan->started)
 			(void) last_key(scan);
+		scan->ended = false;
 		scan->backward = backward;
 		scan->have_batch = false;
 		scan->wb_valid = false;
 	}
+	else if (scan->ended)
+		return false;
 
 	for (;;)
 	{
@@ -303,7 +311,10 @@ au_key_scan_next(KeyScan *scan, ScanDirection dir, KeyEntry *entry)
 		if (own == NULL)
 		{
 			if (!have_stored)
+			{
+				scan->ended = true;
 				return false;
+			}
 			scan->last_offset = scan->consumed = scan->offset;
 			scan->offset = next_offset;
 			*entry = stored;

@@ -159,7 +159,8 @@ parse_header(Bytes image, RowHeader *h)
 static inline void
 fill_minimal(MinimalTuple mtup, Bytes image, const RowHeader *h)
 {
-	memset(mtup, 0, SizeofMinimalTupleHeader);
+	/* the padding too: core compares whole tuples byte by byte */
+	memset(mtup, 0, h->hoff - MINIMAL_TUPLE_OFFSET);
 	mtup->t_len = (uint32) h->minimal_len;
 	mtup->t_hoff = (uint8) h->hoff;
 	mtup->t_infomask2 = h->natts;
@@ -309,6 +310,17 @@ au_slot_copy(TupleTableSlot *dst, TupleTableSlot *src)
 	}
 }
 
+/* ANALYZE sorts its sample by t_self; triggers may look at it. */
+static HeapTuple
+au_slot_copy_heap_tuple(TupleTableSlot *slot)
+{
+	HeapTuple	tuple = TTSOpsMinimalTuple.copy_heap_tuple(slot);
+
+	tuple->t_self = slot->tts_tid;
+	tuple->t_tableOid = slot->tts_tableOid;
+	return tuple;
+}
+
 void
 au_row_init(void)
 {
@@ -319,4 +331,5 @@ au_row_init(void)
 	TTSOpsAustralis.getsysattr = au_slot_getsysattr;
 	TTSOpsAustralis.is_current_xact_tuple = au_slot_is_current;
 	TTSOpsAustralis.copyslot = au_slot_copy;
+	TTSOpsAustralis.copy_heap_tuple = au_slot_copy_heap_tuple;
 }

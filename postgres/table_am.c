@@ -324,8 +324,14 @@ tuple_get_latest_tid(TableScanDesc sscan, ItemPointer tid)
 static bool
 tuple_satisfies_snapshot(Relation rel, TupleTableSlot *slot, Snapshot snapshot)
 {
+	TidTarget	target;
+
 	/* a scan only ever shows what its snapshot sees */
-	return true;
+	if (snapshot->snapshot_type == SNAPSHOT_MVCC || !au_tid_lookup(&slot->tts_tid, &target))
+		return true;
+
+	/* SnapshotSelf: foreign keys ask whether a version is still the newest */
+	return au_wb_lookup(target.key, InvalidCommandId) == target.version;
 }
 
 static TransactionId
@@ -503,9 +509,12 @@ check_target(Relation rel, ItemPointer tid, CommandId cid, TidTarget *target, TM
 	{
 		/* modified by this transaction since */
 		tmfd->ctid = *tid;
-		tmfd->xmax = InvalidTransactionId;
 		tmfd->cmax = newest ? newest->cmin : InvalidCommandId;
-		return newest && newest->cmin >= cid ? TM_SelfModified : TM_Invisible;
+		if (newest == NULL || newest->cmin < cid)
+			return TM_Invisible;
+		/* MERGE asks whether it was us */
+		tmfd->xmax = GetCurrentTransactionId();
+		return TM_SelfModified;
 	}
 	if (newest && newest->cmin >= cid)
 		return TM_Invisible;	/* made by this very command */
