@@ -16,6 +16,7 @@ statement unless said otherwise:
     --@ session NAME           all that follows runs in this session (stands alone; the first is "main")
     --@ reconnect              close and reopen the current session; stands alone
     --@ pipeline / end         statements between run in one pipeline; both stand alone; `--@ sync` inside
+    --@ message ... --@ end    the lines between are sent as one simple query message, whatever they hold
     --@ psql ARGUMENTS         run psql -X -c ARGUMENTS on both, compare the output; stands alone
 """
 
@@ -196,6 +197,12 @@ def _items(text: str) -> Iterator[Item]:
             match name:
                 case "session" | "reconnect" | "pipeline" | "sync" | "end" | "psql":
                     yield Item(Action(name), rest.strip(), number)
+                case "message":
+                    close = text.find("\n--@ end", i)
+                    if close < 0:
+                        raise ScriptError(f"line {number}: message without end")
+                    yield Item(Action.STATEMENT, text[i:close], number)
+                    i = text.find("\n", close + 1) + 1 or len(text)
                 case "execute":
                     statement, _, params = rest.partition(" ")
                     ordered = "any-order" not in pending

@@ -1,0 +1,37 @@
+-- EXPLAIN must work; plans may differ
+CREATE TABLE t (id int PRIMARY KEY, a int, b text);
+INSERT INTO t SELECT i, i % 50, md5(i::text) FROM generate_series(1, 2000) i;
+CREATE INDEX t_a ON t (a);
+ANALYZE t;
+EXPLAIN SELECT * FROM t;
+EXPLAIN SELECT * FROM t WHERE id = 5;
+EXPLAIN (COSTS OFF) SELECT * FROM t WHERE a = 5;
+EXPLAIN (ANALYZE, BUFFERS, VERBOSE) SELECT count(*) FROM t WHERE a < 10;
+EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) SELECT a.id FROM t a JOIN t b ON a.id = b.a;
+EXPLAIN (FORMAT json) SELECT * FROM t ORDER BY id LIMIT 3;
+EXPLAIN (FORMAT yaml, ANALYZE) SELECT a, count(*) FROM t GROUP BY a;
+EXPLAIN (ANALYZE) UPDATE t SET a = 1 WHERE id = 1;
+EXPLAIN (ANALYZE) INSERT INTO t VALUES (5000, 1, 'x') ON CONFLICT (id) DO NOTHING;
+EXPLAIN (ANALYZE) DELETE FROM t WHERE id = 5000;
+EXPLAIN (ANALYZE) MERGE INTO t USING (VALUES (1)) v(x) ON t.id = v.x WHEN MATCHED THEN UPDATE SET a = 2;
+EXPLAIN (SETTINGS, WAL, ANALYZE) SELECT 1;
+EXPLAIN (ANALYZE, SERIALIZE) SELECT * FROM t;
+EXPLAIN (GENERIC_PLAN) SELECT * FROM t WHERE id = $1;
+EXPLAIN (MEMORY) SELECT * FROM t;
+EXPLAIN (ANALYZE) CREATE TABLE x AS SELECT * FROM t;
+EXPLAIN (ANALYZE) SELECT * FROM t WHERE id IN (1, 2, 3) ORDER BY id DESC;
+EXPLAIN SELECT * FROM nope;
+EXPLAIN (BOGUS) SELECT 1;
+SELECT count(*) FROM x;
+-- plans that must have a shape: found by their effect, not by their text
+CREATE FUNCTION plan_has(q text, what text) RETURNS boolean LANGUAGE plpgsql AS $$ DECLARE l text; BEGIN FOR l IN EXECUTE 'EXPLAIN (COSTS OFF) ' || q LOOP IF l ~ what THEN RETURN true; END IF; END LOOP; RETURN false; END $$;
+SELECT plan_has('SELECT * FROM t WHERE id = 5', 'Index Scan using t_pkey');
+SELECT plan_has('SELECT * FROM t ORDER BY id LIMIT 5', 'Sort');
+SELECT plan_has('SELECT max(id) FROM t', 'Index');
+SELECT plan_has('SELECT t.id FROM t LEFT JOIN x USING (id)', 'Join|Loop');
+SELECT plan_has('SELECT a.id FROM t a LEFT JOIN t b ON a.id = b.id', 'Join|Loop');
+SELECT plan_has('SELECT * FROM t WHERE a = 5 ORDER BY a', 'Sort');
+SELECT plan_has('SELECT id FROM t GROUP BY id', 'Seq Scan|Index');
+SELECT plan_has('SELECT * FROM t WHERE id = 1 OR id = 2', 'Seq Scan');
+SET enable_seqscan = off;
+SELECT plan_has('SELECT * FROM t WHERE b = ''x''', 'Seq Scan');
