@@ -367,7 +367,10 @@ au_ddl_mark_applied(int64 n)
 	values[Anum_pg_shdescription_description - 1] = CStringGetTextDatum(text);
 	replace[Anum_pg_shdescription_description - 1] = true;
 	new_tuple = heap_modify_tuple(tuple, RelationGetDescr(rel), values, nulls, replace);
+	/* PRE_COMMIT has none; heap wants one for tables that could have toast */
+	PushActiveSnapshot(GetTransactionSnapshot());
 	CatalogTupleUpdate(rel, &tuple->t_self, new_tuple);
+	PopActiveSnapshot();
 	table_close(rel, NoLock);
 	CommandCounterIncrement();
 }
