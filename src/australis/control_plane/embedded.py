@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,12 +30,16 @@ from australis.cluster import open_cluster
 from australis.config import Config
 from australis.control_plane.layout import Cluster, ClusterError, Layout, prepare_run, remove_run
 from australis.control_plane.processes import Child, end_leftovers, services_of
-from australis.control_plane.supervisor import Service
+from australis.control_plane.supervisor import FIRST_DELAY, LONGEST_DELAY, Service
+from australis.errors import AustralisError
 from australis.limits import LIMITS
+from australis.process import tune
 from australis.query_processor import settings
 from australis.query_processor.installation import Installation
 from australis.query_processor.launcher import QueryProcessor, free_port
 from australis.router import Router, RouterConfig
+from australis.storage.applier import Settings as StorageSettings
+from australis.storage.service import StorageService
 
 FIRST_PORT = 5432
 PORTS_TRIED = 100
@@ -97,6 +101,7 @@ class EmbeddedCluster:
         self.limits = LIMITS[cluster.profile]
         self.phases = Phases()
         self.router: Router | None = None
+        self.storage: StorageService | None = None
         self.services: list[Service] = []
         self._installation = installation
         self._wanted_port = port or config.port
@@ -127,6 +132,7 @@ class EmbeddedCluster:
             self._changed("ready")
             self.phases.taken["total"] = round((time.monotonic() - begin) * 1000)
             self._changed("ready")
+            tune()
             log.info("cluster.ready", port=self._state.port, milliseconds=self.phases.taken)
             yield
             self._changed("stopping")
@@ -197,7 +203,44 @@ class EmbeddedCluster:
         await self._keep(stack, Service("commit", launch, ready, changed=self._changed))
 
     async def _start_storage(self, stack: contextlib.AsyncExitStack) -> None:
-        """Storage runs in this process."""
+        """Storage runs in this process; when it gives up, another instance of it starts."""
+        settings = StorageSettings(retention=self.config.retention or self.limits.retention)
+
+        async def instance(stack: contextlib.AsyncExitStack) -> StorageService:
+            service = StorageService(self._directory, settings)
+            await service.start()
+            stack.push_async_callback(service.close)
+            try:
+                async with asyncio.timeout(STORAGE_READY):
+                    await service.ready()
+            except TimeoutError as error:
+                raise ClusterError(f"storage did not catch up within {STORAGE_READY:.0f} s; see its log") from error
+            self.storage = service
+            return service
+
+        async def keep(service: StorageService) -> None:
+            delay = FIRST_DELAY
+            while True:
+                cause: Exception | str = await asyncio.shield(service.failed)
+                log.error("storage.ended", cause=str(cause), again_in=delay)
+                await current.aclose()
+                while True:
+                    await asyncio.sleep(delay)
+                    delay = min(delay * 2, LONGEST_DELAY)
+                    try:
+                        service = await instance(current)
+                    except (AustralisError, OSError) as error:
+                        await current.aclose()
+                        log.error("storage.not_restarted", cause=str(error))
+                    else:
+                        break
+
+        current = await stack.enter_async_context(contextlib.AsyncExitStack())
+        try:
+            service = await instance(current)
+        except (AustralisError, OSError) as error:
+            raise ClusterError(f"storage: {error}") from error
+        self._task(stack, keep(service), "keep storage")
 
     async def _start_query_processor(self, stack: contextlib.AsyncExitStack, processor: QueryProcessor) -> None:
         self._state.direct_port = free_port()
@@ -242,16 +285,18 @@ class EmbeddedCluster:
             stop_timeout=30.0,
             changed=self._changed,
         )
+        stack.push_async_callback(self._close_query_processor, service, processor)
+        self.services.append(service)
         try:
-            await self._keep(stack, service)
+            await service.start()
         except ClusterError as error:
             if processor.fresh:
                 raise
             # It was fine by its marks and still does not start. Nothing in it is worth a second thought.
             log.error("query_processor.rebuilt", cause=str(error))
             await asyncio.to_thread(processor.prepare, rebuild=True)
-            await self._keep(stack, service)
-        stack.push_async_callback(self._close_query_processor, service, processor)
+            await service.start()
+        self._task(stack, service.watch(), "watch postgresql")
 
     async def _close_query_processor(self, service: Service, processor: QueryProcessor) -> None:
         if await service.stop() == 0:
@@ -305,11 +350,21 @@ class EmbeddedCluster:
 
     async def _keep(self, stack: contextlib.AsyncExitStack, service: Service) -> None:
         """Start a service and watch it until the stack unwinds."""
-        if service not in self.services:
-            self.services.append(service)
-            stack.push_async_callback(service.stop)
+        stack.push_async_callback(service.stop)
+        self.services.append(service)
         await service.start()
-        self.watch(asyncio.create_task(service.watch(), name=f"watch {service.name}"))
+        self._task(stack, service.watch(), f"watch {service.name}")
+
+    def _task(self, stack: contextlib.AsyncExitStack, body: Coroutine[None, None, None], name: str) -> None:
+        """Run `body` beside everything else until the stack unwinds; its error stops the cluster."""
+        task = asyncio.create_task(body, name=name)
+        self.watch(task)
+
+        async def end() -> None:
+            task.cancel()
+            await asyncio.wait([task])
+
+        stack.push_async_callback(end)
 
     def watch(self, task: asyncio.Task[None]) -> None:
         """A background task of ours must not end by an error: that stops the cluster with this error."""

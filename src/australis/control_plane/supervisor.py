@@ -51,7 +51,6 @@ class Service:
         self._stop_timeout = stop_timeout
         self._changed = changed
         self._child: Child | None = None
-        self._watcher: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -63,7 +62,6 @@ class Service:
 
     async def watch(self) -> None:
         """Restart the process whenever it ends; returns only by cancellation."""
-        self._watcher = asyncio.current_task()
         failures = 0
         while True:
             assert self._child is not None, "start comes first"
@@ -87,10 +85,7 @@ class Service:
             self._changed()
 
     async def stop(self) -> int | None:
-        """End watching and the process, politely first. Exit status; None if it did not run any more."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.wait([self._watcher])
+        """End the process, politely first; watching must have ended. Exit status; None if it did not run any more."""
         self._set_serving(False)
         if self._child is not None and self._child.running:
             status = await self._child.stop(self._stop_signal, self._stop_timeout)
