@@ -521,6 +521,9 @@ extern void au_ddl_register(void);	/* background worker, from _PG_init */
 
 /* --------------------------------------------------------------- sequence.c */
 
+/* held_locks.c: relations of this database locked in mode; doubles possible */
+extern List *au_relations_locked(int mode);
+
 /* Called in PRE_COMMIT and at the end of read-only transactions. */
 extern void au_sequences_before_commit(void);
 

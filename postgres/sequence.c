@@ -424,31 +424,18 @@ secure_sequence(Oid relid)
 void
 au_sequences_before_commit(void)
 {
-	HTAB	   *locks = GetLockMethodLocalHash();
-	HASH_SEQ_STATUS status;
-	LOCALLOCK  *lock;
-	List	   *sequences = NIL;
+	List	   *sequences;
 	ListCell   *lc;
 
-	if (au_ddl_applying || !au_enabled || hash_get_num_entries(locks) == 0)
+	if (au_ddl_applying || !au_enabled)
 		return;
-
-	hash_seq_init(&status, locks);
-	while ((lock = hash_seq_search(&status)) != NULL)
-	{
-		Oid			relid;
-
-		if (lock->nLocks == 0 || lock->tag.mode != RowExclusiveLock ||
-			lock->tag.lock.locktag_type != LOCKTAG_RELATION ||
-			lock->tag.lock.locktag_field1 != MyDatabaseId)
-			continue;
-		relid = lock->tag.lock.locktag_field2;
-		if (relid >= FirstNormalObjectId)
-			sequences = lappend_oid(sequences, relid);
-	}
+	sequences = au_relations_locked(RowExclusiveLock);
 	foreach(lc, sequences)
-		if (get_rel_relkind(lfirst_oid(lc)) == RELKIND_SEQUENCE)
-		secure_sequence(lfirst_oid(lc));
+	{
+		if (lfirst_oid(lc) >= FirstNormalObjectId &&
+			get_rel_relkind(lfirst_oid(lc)) == RELKIND_SEQUENCE)
+			secure_sequence(lfirst_oid(lc));
+	}
 	list_free(sequences);
 }
 
