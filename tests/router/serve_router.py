@@ -1,8 +1,9 @@
 """A router in a process of its own, told what to do on standard input: what the tests run.
 
-argv: settings of RouterConfig as JSON, and the event loop (uvloop or asyncio).  Prints the port when it listens.  Then
-answers each line of input with a line of JSON: `status`, or `close`, after which it ends; so it does at end of input.
-If anything is left behind in the event loop after close, or an exception got lost, the exit status is 1.
+argv: settings of RouterConfig as JSON, the event loop (uvloop or asyncio), and a user and a group to become.  Prints
+the port when it listens.  Then answers each line of input with a line of JSON: `status`, or `close`, after which it
+ends; so it does at end of input.  If anything is left behind in the event loop after close, or an exception got lost,
+the exit status is 1.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import structlog
 import uvloop
 
 from australis.router import Router, RouterConfig
@@ -25,7 +27,8 @@ async def serve(settings: dict[str, Any]) -> int:
     lost: list[str] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: lost.append(str(context)))
-    router = Router(RouterConfig(**{name: Path(value) if name in PATHS else value for name, value in settings.items()}))
+    arguments: dict[str, Any] = {name: Path(value) if name in PATHS else value for name, value in settings.items()}
+    router = Router(RouterConfig(**arguments))
     await router.start()
     print(router.port, flush=True)
     commands = asyncio.StreamReader()
@@ -58,6 +61,11 @@ async def serve(settings: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 3:
+        os.setgroups([])
+        os.setgid(int(sys.argv[4]))
+        os.setuid(int(sys.argv[3]))
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     runner = asyncio.Runner(loop_factory=uvloop.new_event_loop if sys.argv[2] == "uvloop" else None)
     with runner:
         sys.exit(runner.run(serve(json.loads(sys.argv[1]))))

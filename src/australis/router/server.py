@@ -448,9 +448,9 @@ def _addresses(hosts: tuple[str, ...]) -> list[tuple[socket.AddressFamily, str]]
     """Resolve host names, "*" to all addresses, IPv4 first."""
     found: dict[tuple[socket.AddressFamily, str], None] = {}
     for host in hosts:
-        for family, _, _, _, address in socket.getaddrinfo(
-            None if host == "*" else host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
+        # bytes: for text, Python imports its IDNA codec, which a process that dropped privileges may not reach
+        name = None if host == "*" else host.encode("ascii")
+        for family, _, _, _, address in socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
             found[(family, str(address[0]))] = None
     return sorted(found, key=lambda one: one[0] != socket.AF_INET)
 
