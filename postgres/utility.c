@@ -823,6 +823,15 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUt
 		case T_AlterOpFamilyStmt:
 			copy_to_local_btree(stmt);
 			break;
+		case T_AlterTableStmt:
+			if (((AlterTableStmt *) stmt)->objtype == OBJECT_TABLE)
+			{
+				Oid			relid = RangeVarGetRelid(((AlterTableStmt *) stmt)->relation, NoLock, true);
+
+				if (OidIsValid(relid))
+					au_rekey_if_needed(relid);
+			}
+			break;
 		case T_CreatedbStmt:
 			{
 				Oid			from = get_database_oid(template_of((CreatedbStmt *) stmt), false);
