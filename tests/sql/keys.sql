@@ -1,14 +1,16 @@
 -- What: the key codec orders every type exactly as PostgreSQL's btree does.
--- Needs: australis.so's au_key_debug as key(anyelement, bool, bool); runs on
--- any PostgreSQL 18 (no cluster, no table of ours). Prints one row per type:
--- compared pairs and differences; holds when every "differences" is 0.
+-- Needs australis.so in dynamic_library_path. Prints one row per type: compared
+-- pairs and differences; holds when every "differences" is 0.
 
 SET extra_float_digits = 1;
 SET timezone = 'Europe/Berlin';
 SET client_min_messages = warning;
 
+DROP SCHEMA IF EXISTS key_test CASCADE;
 CREATE SCHEMA key_test;
 SET search_path = key_test, public;
+CREATE FUNCTION key(anyelement, descending bool, nulls_first bool) RETURNS bytea
+  LANGUAGE c IMMUTABLE AS 'australis', 'au_key_debug';
 
 CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
 ALTER TYPE mood ADD VALUE 'awful' BEFORE 'sad';
