@@ -3,7 +3,7 @@
     python -m australis.commit_process --data DIR
 
 The path of a COMMIT: `_Connection.data_received` -> `CommitService.commit` -> adjudicator (decides, at once) -> journal
-(queued) and feed (sent) -> the journal's writer thread -> `_completed` (prefix order): shared page, answer.
+(queued) -> end of the loop's round: feed (sent), journal (one synced write) -> `_completed`: shared page, answer.
 
 What must hold:
 - nothing is answered COMMITTED before it is durable; the page shows a time before its client hears of it (rule T3);
@@ -23,6 +23,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -112,6 +113,7 @@ class CommitService:
         self._clock = clock if clock is not None else FixedClock()
         self._segment_sizes = segment_bytes, first_segment_bytes
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self.failed: asyncio.Future[AustralisError] = self._loop.create_future()
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
@@ -313,11 +315,23 @@ class CommitService:
         if fresh:
             for subscriber in self._subscribers:
                 subscriber.push(fresh, before)
+            # The loop sends what was written to transports before it runs this: applying overlaps the synced write.
+            self._loop.call_soon(self._write)
+        else:
+            self._write()
+
+    def _write(self) -> None:
+        """Let the journal write what was appended in this round."""
+        self.journal.flush()
+        if not self._completion_scheduled:
+            self._completed()
 
     # ------------------------------------------------------------------------------------------------- durability
 
     def _journal_durable(self, sequence: int) -> None:
-        """Called in the journal's writer thread after each group."""
+        """Called after each group: in the journal's writer thread, or in our own within `flush`."""
+        if threading.get_ident() == self._thread:
+            return  # _write looks itself
         if not self._completion_scheduled:
             # The flag is cleared before the journal's sequence is read, so no group is left behind.
             self._completion_scheduled = True
@@ -375,7 +389,7 @@ class CommitService:
         position = Position(request.sequence, request.generation, request.hash)
 
         def answer(status: FeedStatus, after: Position = position, rollback: int = -1) -> tuple[FeedStart, Position]:
-            return FeedStart(status, generation, rollback, *after), after
+            return FeedStart(status, generation, rollback, *after, self.journal.size()[0]), after
 
         if position.generation > generation or position.sequence > self._newest.sequence + (1 << 40):
             return answer(FeedStatus.DIVERGED)
@@ -728,9 +742,8 @@ async def serve(directory: ClusterDirectory, segment_bytes: int, first_segment_b
     await service.start()
     tune()
     announce(service="commit", generation=service.adjudicator.generation, floor=service.adjudicator.floor)
-    stopped = asyncio.ensure_future(stop.wait())
-    await asyncio.wait([stopped, service.failed], return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
+    service.failed.add_done_callback(lambda _: stop.set())
+    await stop.wait()
     await service.stop()
     if service.failed.done():
         raise service.failed.result()

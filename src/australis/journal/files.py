@@ -1,8 +1,11 @@
 """The files engine of the journal: segments on a local disk, one writer thread, group commit (rule J4).
 
-    append -> queue -> writer thread: one group = all that is queued (bounded) -> one synced write -> on_durable
+    append -> flush -> one group = all that is queued (bounded) -> one synced write -> on_durable
 
-While a write is in flight the next group collects. What must hold:
+The write happens in the caller of `flush` while the disk is quick and the group small, else in the writer thread: on a
+quick disk waking a thread and being woken by it costs several times what the write costs, and what arrives meanwhile
+waits in the sockets and is the next group either way; on a slow one the owner must go on deciding (rule A6). What must
+hold:
 - a group is written only after the previous one is durable, so acknowledgements are in prefix order by construction;
 - after any error of a write or sync nothing is written again: `on_failed` is called once and the owner must end. The
   only error that is waited out is "no space for another segment": then nothing of the group was written yet;
@@ -72,6 +75,10 @@ KNOWN_LIMIT = 200_000
 SPARES = 2
 FULL_RETRY_SECONDS = 0.5
 LATENCIES = 1024
+INLINE_BYTES = 1 << 17
+INLINE_SECONDS = 0.005
+"""Largest group, and slowest (moving average) write, that the caller of flush does itself."""
+
 OVERHEAD = HEADER_BYTES + GROUP_BYTES + SECTOR
 """What a record may cost on disk beside its body."""
 
@@ -100,7 +107,7 @@ class FilesJournal:
         segment_bytes: int = SEGMENT_BYTES,
         first_segment_bytes: int = FIRST_SEGMENT_BYTES,
     ) -> None:
-        """Lock and read the journal. The callbacks run in the writer thread.
+        """Lock and read the journal. The callbacks run in the writer thread, or within `flush`.
 
         Raises JournalLockedError, JournalDamagedError, JournalFullError, WrongClusterError; nothing is changed then,
         except that a torn tail is overwritten later.
@@ -115,6 +122,10 @@ class FilesJournal:
         self._group_limit = min(GROUP_LIMIT, smallest // 2)
         self._generation = 0
         self._queue: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
+        self._batch: list[_Queued] = []  # appended, not flushed; the owner's thread only
+        self._batch_bytes = 0
+        self._handed_over = 0  # last sequence given to the writer thread
+        self._latency = 0.0  # moving average
         self._lock = threading.Condition()  # protects the four lines below
         self._spares: list[Path] = []
         self._preparing = False
@@ -243,7 +254,7 @@ class FilesJournal:
         try:
             self._write([_Queued(record.header, b"", position, floor, state.ddl)])
         except OSError as error:
-            raise JournalError(f"cannot write the journal in {self._directory}: {error.strerror}") from None
+            raise self._write_error(error) from None
         self._next = position
         self.durable = position.sequence
         self._writer = threading.Thread(target=self._run, name="journal-writer", daemon=True)
@@ -270,15 +281,41 @@ class FilesJournal:
                 hash = record.hash
                 self._queued_bytes += len(piece) + OVERHEAD
                 # neither tau nor ddl of the transaction is true before its last record
-                self._queue.put(_Queued(record.header, piece, Position(sequence, generation, hash), 0, 0))
+                self._batch.append(_Queued(record.header, piece, Position(sequence, generation, hash), 0, 0))
+                self._batch_bytes += len(piece)
             parts = count
             rest = view[count * self._part_bytes :]
         sequence += 1
         record = encode_record(kind, flags, self._cluster, generation, sequence, hash, 0, tau, txid, rest, parts, parts)
         self._next = position = Position(sequence, generation, record.hash)
         self._queued_bytes += len(rest) + OVERHEAD
-        self._queue.put(_Queued(record.header, rest, position, tau, ddl))
+        self._batch.append(_Queued(record.header, rest, position, tau, ddl))
+        self._batch_bytes += len(rest)
         return position
+
+    def flush(self) -> None:
+        """Write what was appended, or let the writer thread do it. From the owner's thread only."""
+        batch = self._batch
+        if not batch or self._failed is not None:
+            return
+        length = self._batch_bytes + HEADER_BYTES * len(batch)
+        self._batch, self._batch_bytes = [], 0
+        if (
+            self._handed_over <= self.durable
+            and length <= INLINE_BYTES
+            and len(batch) <= GROUP_RECORDS
+            and self._latency < INLINE_SECONDS
+            and self._fits(GROUP_BYTES + length)
+        ):
+            try:
+                self._write_group(batch)
+            except OSError as error:
+                self._fail(self._write_error(error))
+            return
+        self._latency *= 0.99  # so that a disk that was slow once is tried again
+        self._handed_over = batch[-1].position.sequence
+        for item in batch:
+            self._queue.put(item)
 
     @property
     def queued_bytes(self) -> int:
@@ -329,19 +366,28 @@ class FilesJournal:
                         held = item
                         break
                     group.append(item)
-                started = time.perf_counter()
-                self._write(group)
-                self.latencies.append(time.perf_counter() - started)
-                self.durable = group[-1].position.sequence
-                self._written_off += sum([len(item.body) for item in group]) + OVERHEAD * len(group)
-                self._on_durable(self.durable)
+                self._write_group(group)
         except OSError as error:
-            self._fail(JournalError(f"cannot write the journal in {self._directory}: {error.strerror}"))
+            self._fail(self._write_error(error))
         except AustralisError as error:
             self._fail(error)
         except Exception as error:  # a bug here must not leave commits waiting for ever
             self._fail(JournalError(f"the journal's writer failed: {error!r}"))
             raise
+
+    def _write_group(self, group: list[_Queued]) -> None:
+        """Write a group and say so: in the writer thread, or in the owner's while that one has nothing to do."""
+        started = time.perf_counter()
+        self._write(group)
+        taken = time.perf_counter() - started
+        self.latencies.append(taken)
+        self._latency += (taken - self._latency) / 16
+        self._written_off += sum([len(item.body) for item in group]) + OVERHEAD * len(group)
+        self.durable = group[-1].position.sequence
+        self._on_durable(self.durable)
+
+    def _write_error(self, error: OSError) -> AustralisError:
+        return JournalError(f"cannot write the journal in {self._directory}: {error.strerror}")
 
     def _fail(self, error: AustralisError) -> None:
         with self._lock:
@@ -549,6 +595,7 @@ class FilesJournal:
             self._stopping = True
             self._lock.notify_all()
         if self._writer is not None:
+            self.flush()
             self._queue.put(None)
             self._writer.join()
         if self._preparer is not None:

@@ -1,7 +1,7 @@
 """What every journal engine offers (rule J1); the adjudicator's process and readers use nothing else.
 
-An engine has one owner. `claim` starts a generation; `append` queues a record and returns its position at once; the
-engine calls `on_durable(sequence)` when everything up to a sequence is durable, in order and never again for less, and
+An engine has one owner. `claim` starts a generation; `append` queues a record and returns its position at once,
+`flush` starts writing; the engine calls `on_durable(sequence)` when everything up to a sequence is durable, in order and never again for less, and
 `on_failed(error)` once when nothing after the last durable sequence can be promised any more: the owner then stops, and
 a new generation reads what is there.
 """
@@ -41,6 +41,10 @@ class Journal(Protocol):
 
     def append(self, kind: int, flags: int, tau: int, txid: bytes, body: bytes, ddl: int) -> Position:
         """Queue one record behind all others. `ddl` is the number of the last DDL record, this one included."""
+        ...
+
+    def flush(self) -> None:
+        """Start writing what was appended; may call `on_durable` before it returns."""
         ...
 
     def tail(self, after: Position) -> Iterator[Entry]:

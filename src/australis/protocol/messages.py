@@ -238,6 +238,7 @@ class FeedStart(Message, frozen=True, array_like=True, gc=False, tag=41):
 
     `rollback` >= 0: first discard everything above that time (it was fed before it was journaled and never was
     journaled, rule T3), then continue behind (sequence, record_generation, hash).
+    `journal_bytes` is the size of the journal.
     """
 
     status: int
@@ -246,6 +247,7 @@ class FeedStart(Message, frozen=True, array_like=True, gc=False, tag=41):
     sequence: int
     record_generation: int
     hash: bytes
+    journal_bytes: int = 0
 
 
 class FeedRecord(Message, frozen=True, array_like=True, gc=False, tag=42):

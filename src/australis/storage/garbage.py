@@ -1,0 +1,112 @@
+"""Which storage ids are garbage, and when they may go (rule Q8, docs/formats.md §4).
+
+Three sources: `drops` of a commit (older snapshots still read them: they go when the horizon has passed), Drop
+messages of aborted transactions and chunks of transactions that ended without publishing them (nobody reads them: they
+go at once). The state is written to the store *before* the records that cause it are applied, so that nothing is
+forgotten by a crash; executing twice is harmless. System relations are never dropped, whatever a message says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from australis.journal.record import Kind, RecordFlag
+from australis.keyspace import relation_of
+from australis.protocol.messages import Commit, Drop, FeedRecord, Ingest, client_decoder
+from australis.storage.store import Store
+
+META = "garbage"
+FIRST_USER_RELATION = 1 << 32
+
+
+class _State(msgspec.Struct, array_like=True):
+    due: dict[int, int]  # storage id -> time at which the horizon must have arrived; 0: at once
+    caused: dict[int, int]  # storage id -> time of the record that made it garbage
+    unpublished: dict[bytes, list[int]]  # transaction -> storage ids with chunks of it
+    generation: int  # of those transactions
+
+
+class Garbage:
+    """Storage ids to delete, kept in the store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        saved = store.meta(META)
+        self._state = msgspec.msgpack.decode(saved, type=_State) if saved is not None else _State({}, {}, {}, 0)
+        self._changed = False  # not in the store yet (it was full)
+
+    def __len__(self) -> int:
+        return len(self._state.due)
+
+    def note(self, records: Iterable[FeedRecord]) -> None:
+        """Look at records that are about to be applied, in order."""
+        changed = self._changed
+        state = self._state
+        for record in records:
+            kind = record.kind
+            if kind == Kind.TRANSACTION:
+                if record.flags & RecordFlag.DROPS:
+                    commit = client_decoder.decode(record.body)
+                    assert isinstance(commit, Commit)
+                    self._add(commit.drops, record.tau, record.tau)
+                    changed = True
+                if state.unpublished and state.unpublished.pop(record.txid, None) is not None:
+                    changed = True
+            elif kind == Kind.INGEST:
+                changed |= self._note_chunk(record)
+            elif kind == Kind.DROP:
+                drop = client_decoder.decode(record.body)
+                assert isinstance(drop, Drop)
+                self._add(drop.relations, 0, record.tau)
+                changed = True
+            elif kind == Kind.CLAIM and record.generation > state.generation:
+                # chunks of older generations: the floor refuses their transactions, so nobody will publish them
+                state.generation = record.generation
+                for relations in state.unpublished.values():
+                    self._add(relations, 0, record.tau)
+                state.unpublished.clear()
+                changed = True
+        if changed:
+            self._save()
+
+    def _note_chunk(self, record: FeedRecord) -> bool:
+        ingest = client_decoder.decode(record.body)
+        assert isinstance(ingest, Ingest)
+        known = self._state.unpublished.setdefault(record.txid, [])
+        fresh = {relation_of(prefix) for prefix in {key[:8] for key in ingest.keys}}.difference(known)
+        known.extend(relation for relation in fresh if relation >= FIRST_USER_RELATION)
+        return bool(fresh)
+
+    def _add(self, relations: Iterable[int], due: int, tau: int) -> None:
+        for relation in relations:
+            if relation >= FIRST_USER_RELATION:
+                self._state.due[relation] = due
+                self._state.caused[relation] = tau
+                for others in self._state.unpublished.values():
+                    if relation in others:
+                        others.remove(relation)
+
+    def rolled_back(self, tau: int) -> None:
+        """Records above tau never happened."""
+        state = self._state
+        for relation in [relation for relation, caused in state.caused.items() if caused > tau]:
+            del state.due[relation], state.caused[relation]
+        self._save()
+
+    def collect(self, horizon: int, entries: int) -> bool:
+        """Delete up to that many entries of what is due; True if more is due."""
+        state = self._state
+        relation = next((relation for relation, due in state.due.items() if due <= horizon), None)
+        if relation is None:
+            return False
+        if self._store.drop(relation, entries):
+            del state.due[relation], state.caused[relation]
+            self._save()
+        return True
+
+    def _save(self) -> None:
+        self._changed = True
+        self._store.set_meta(META, msgspec.msgpack.encode(self._state))
+        self._changed = False

@@ -1,0 +1,96 @@
+"""What the storage service needs of a store; `australis._native.Store` implements it (docs/formats.md §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from australis._native import DamagedError, FullError, StoreError, TooOldError
+from australis._native import Store as NativeStore
+
+DATA_FILE = "data.mdb"
+
+
+class Store(Protocol):
+    """One writer, any number of readers; every method may be called from any thread."""
+
+    def apply(self, records: Iterable[tuple[int, bytes]], position: bytes | None = None) -> None:
+        """Apply records in time order, atomically with the position (S1)."""
+        ...
+
+    def rollback(self, tau: int) -> None:
+        """Undo all commits above tau (T3)."""
+        ...
+
+    def collect(self, horizon: int, max_entries: int) -> int:
+        """Raise the horizon and remove versions that nobody needs; fewer than asked for: done."""
+        ...
+
+    def drop(self, relid: int, max_entries: int) -> bool:
+        """Remove entries of a storage id; True: none left."""
+        ...
+
+    def get_many(self, keys: Sequence[bytes], tau: int) -> bytes:
+        """Read keys."""
+        ...
+
+    def scan(self, lo: bytes, hi: bytes, backward: bool, tau: int, max_rows: int, max_bytes: int) -> tuple[bytes, bool]:
+        """Read a range."""
+        ...
+
+    def stats(self, relids: Sequence[int]) -> list[tuple[int, int]]:
+        """Rows and bytes."""
+        ...
+
+    def meta(self, key: str) -> bytes | None:
+        """Read a record about the store."""
+        ...
+
+    def set_meta(self, key: str, value: bytes) -> None:
+        """Write a record about the store."""
+        ...
+
+    def sync(self, clean: bool = False) -> None:
+        """Make the files durable; `clean` says that they are whole (S2)."""
+        ...
+
+    def copy(self, path: str | Path) -> None:
+        """Write a compact copy."""
+        ...
+
+    def reader_check(self) -> int:
+        """Free what dead readers held."""
+        ...
+
+    def size(self) -> dict[str, int]:
+        """Sizes in pages and entries."""
+        ...
+
+    def close(self) -> None:
+        """Close."""
+        ...
+
+    @property
+    def applied(self) -> int:
+        """Newest applied time."""
+        ...
+
+    @property
+    def horizon(self) -> int:
+        """Reads below are refused."""
+        ...
+
+    @property
+    def replaced(self) -> bool:
+        """Was the file below us deleted or exchanged?"""
+        ...
+
+
+def open_store(directory: Path, cluster: bytes, *, restored: bool = False) -> Store:
+    """Open or create; DamagedError if it must be rebuilt."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return NativeStore(str(directory), cluster, restored=restored)
+
+
+__all__ = ["DATA_FILE", "DamagedError", "FullError", "Store", "StoreError", "TooOldError", "open_store"]
