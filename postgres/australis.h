@@ -50,6 +50,8 @@
 typedef uint64 RelId;			/* database oid << 32 | relfilenumber */
 typedef int64 Tau;				/* nanoseconds since the Unix epoch */
 
+#define AU_TAU_EMPTY	((Tau) 1)	/* before every commit */
+
 #define AU_SYS_DDL		((RelId) 1)
 #define AU_SYS_SEQUENCE ((RelId) 2)
 #define AU_SYS_LAYOUT	((RelId) 3)

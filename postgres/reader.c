@@ -134,7 +134,7 @@ wait_fresh(Tau tau)
 				now;
 	int			spins = 0;
 
-	if (tau <= fresh)
+	if (tau <= fresh || tau == AU_TAU_EMPTY)
 		return;
 	INSTR_TIME_SET_ZERO(start);
 	while (au_page_read(PAGE_APPLIED) < tau)
