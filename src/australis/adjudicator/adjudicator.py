@@ -79,7 +79,8 @@ class Adjudicator:
         """
         self.generation = generation
         self.floor = floor
-        self.last = max(floor, issued)
+        # 1, not 0: the time at which query processors read a cluster without any commit
+        self.last = max(floor, issued, 1)
         self.ddl = ddl
         self.table = ConflictTable(floor, table_bytes)
         self._last_change: dict[int, int] = {}
