@@ -242,6 +242,18 @@ py_close(StoreObject *self, PyObject *unused)
 	Py_RETURN_NONE;
 }
 
+static PyObject *
+py_enter(PyObject *self, PyObject *unused)
+{
+	return Py_NewRef(self);
+}
+
+static PyObject *
+py_exit(StoreObject *self, PyObject *unused)
+{
+	return py_close(self, NULL);
+}
+
 static void
 store_dealloc(StoreObject *self)
 {
@@ -835,6 +847,8 @@ static PyMethodDef store_methods[] = {
 	{"reader_check", (PyCFunction) py_reader_check, METH_NOARGS, NULL},
 	{"size", (PyCFunction) py_size, METH_NOARGS, NULL},
 	{"close", (PyCFunction) py_close, METH_NOARGS, NULL},
+	{"__enter__", py_enter, METH_NOARGS, NULL},
+	{"__exit__", (PyCFunction) py_exit, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL}
 };
 

@@ -131,6 +131,7 @@ lmdb_fail(int rc, const char *what)
 		case ENOSPC:
 		case EDQUOT:
 		case EFBIG:
+		case MDB_SHORT_WRITE:	/* a regular file takes less only when the disk is full */
 			return fail(STORE_FULL, "%s: no space left for the store (%s)", what, mdb_strerror(rc));
 		case MDB_MAP_FULL:
 			return fail(STORE_FULL, "%s: the store has reached its map size", what);
@@ -1900,7 +1901,13 @@ store_rollback(Store *store, int64_t tau)
 		rc = mdb_cursor_del(w.hist, 0);
 		if (rc != 0)
 			break;
-		status = restore_version(&w, key, key_len, version.flags == FLAG_NONE ? NULL : &version);
+
+		/*
+		 * A tombstone at or below the horizon stays away: its own entry of hist
+		 * may be gone, and then nothing would ever remove it.
+		 */
+		status = restore_version(&w, key, key_len, version.flags == FLAG_NONE ||
+								 (version.flags == FLAG_TOMBSTONE && version.tau <= store->horizon) ? NULL : &version);
 	}
 	if (status == STORE_OK && rc == MDB_NOTFOUND)
 		rc = 0;

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from mmap import mmap
 from os import PathLike
-from typing import final
+from typing import Self, final
 
 from typing_extensions import Buffer
 
@@ -83,6 +83,8 @@ class Store:
         """map_size, file_pages, free_pages, page_size, main_entries, hist_entries, readers (slots ever used)."""
 
     def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc_info: object) -> None: ...
     @property
     def applied(self) -> int: ...
     @property

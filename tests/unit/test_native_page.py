@@ -1,0 +1,82 @@
+"""The shared page: words are seen by other mappings, the pair of words 5 and 6 is never torn."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from pathlib import Path
+
+import pytest
+
+from australis._native import (
+    StoreError,
+    page_load,
+    page_load_acked,
+    page_open,
+    page_store,
+    page_store_acked,
+    page_wake,
+)
+
+CLUSTER = b"c" * 16
+
+
+def test_words(tmp_path: Path) -> None:
+    path = tmp_path / "page"
+    page = page_open(path, CLUSTER)
+    again = page_open(path)
+    assert path.stat().st_size == 20480
+    assert path.read_bytes()[:24] == b"AUSPAGE1" + CLUSTER
+    for value in (0, 1, -1, (1 << 63) - 1, -(1 << 63)):
+        page_store(page, 7, value)
+        assert page_load(again, 7) == value
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 20480) as mapped:
+        page_store(mapped, 2559, 5)
+        assert page_load(page, 2559) == 5
+    assert page_wake(page, 7) == 0
+
+
+def test_refusals(tmp_path: Path) -> None:
+    path = tmp_path / "page"
+    with pytest.raises(FileNotFoundError):
+        page_open(path)
+    page = page_open(path, CLUSTER)
+    with pytest.raises(StoreError, match="another cluster"):
+        page_open(path, b"d" * 16)
+    for word in (-1, 2560):
+        with pytest.raises(IndexError):
+            page_load(page, word)
+    with pytest.raises(OverflowError):
+        page_store(page, 7, 1 << 63)
+    (tmp_path / "short").write_bytes(b"AUSPAGE1")
+    with pytest.raises(StoreError, match="not a shared page"):
+        page_open(tmp_path / "short")
+    (tmp_path / "other").write_bytes(bytes(20480))
+    with pytest.raises(StoreError, match="not a shared page"):
+        page_open(tmp_path / "other")
+
+
+def test_pair(tmp_path: Path) -> None:
+    page = page_open(tmp_path / "page", CLUSTER)
+    page_store(page, 4, 3)  # a writer died in the middle
+    with pytest.raises(StoreError, match="middle"):
+        page_load_acked(page)
+    page_store_acked(page, 1, -1)
+    stop = threading.Event()
+
+    def write() -> None:
+        n = 1
+        while not stop.is_set():
+            n += 1
+            page_store_acked(page, n, -n)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(20000):
+            acked, ddl = page_load_acked(page)
+            assert acked == -ddl
+    finally:
+        stop.set()
+        writer.join()
+    assert page_load(page, 4) % 2 == 0
