@@ -29,7 +29,6 @@ from typing import NamedTuple
 
 from australis.errors import (
     AustralisError,
-    JournalDamagedError,
     JournalError,
     JournalFullError,
     JournalLockedError,
@@ -604,6 +603,3 @@ class FilesJournal:
             self._layer.close(self._fd)
             self._fd = -1
         self._layer.close(self._lock_fd)
-
-
-__all__ = ["FilesJournal", "JournalDamagedError"]

@@ -1,9 +1,9 @@
 """What every journal engine offers (rule J1); the adjudicator's process and readers use nothing else.
 
 An engine has one owner. `claim` starts a generation; `append` queues a record and returns its position at once,
-`flush` starts writing; the engine calls `on_durable(sequence)` when everything up to a sequence is durable, in order and never again for less, and
-`on_failed(error)` once when nothing after the last durable sequence can be promised any more: the owner then stops, and
-a new generation reads what is there.
+`flush` starts writing; the engine calls `on_durable(sequence)` when everything up to a sequence is durable, in order
+and never again for less, and `on_failed(error)` once when nothing after the last durable sequence can be promised any
+more: the owner then stops, and a new generation reads what is there.
 """
 
 from __future__ import annotations

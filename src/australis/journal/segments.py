@@ -329,13 +329,11 @@ class SegmentReader:
         candidates = [segment for segment in segments if segment.start.position.sequence <= after.sequence]
         if not candidates:
             raise PositionGoneError(f"the journal no longer reaches back to record {after.sequence}")
-        self._segment = candidates[-1]
+        self.segment = candidates[-1]
         self._after = after
-        self._scanner = SegmentScanner(layer, self._segment, cluster)
-        self._validator = Validator(cluster, self._segment.start.position)
-        self.diverged = (
-            self._segment.start.position.sequence == after.sequence and self._segment.start.position != after
-        )
+        self.scanner = SegmentScanner(layer, self.segment, cluster)
+        self._validator = Validator(cluster, self.segment.start.position)
+        self.diverged = self.segment.start.position.sequence == after.sequence and self.segment.start.position != after
         self.read_bytes = 0
 
     @property
@@ -350,7 +348,7 @@ class SegmentReader:
 
     def close(self) -> None:
         """Close the file."""
-        self._scanner.close()
+        self.scanner.close()
 
     def read(self, durable: int | None, limit: int) -> list[Entry]:
         """Return entries up to sequence `durable` (None: all there is), about `limit` bytes of them.
@@ -363,12 +361,12 @@ class SegmentReader:
             position = self._validator.last
             if durable is not None and position.sequence >= durable:
                 break
-            group = self._scanner.next() or self._scanner.next(fresh=True)
+            group = self.scanner.next() or self.scanner.next(fresh=True)
             if group is None:
                 if not self._next_segment():
                     break
                 continue
-            for header, hash, body in records_of(self._segment, group):
+            for header, hash, body in records_of(self.segment, group):
                 entry = self._validator.add(header, hash, body)
                 if header.sequence == self._after.sequence and hash != self._after.hash:
                     self.diverged = True
@@ -380,14 +378,14 @@ class SegmentReader:
 
     def _next_segment(self) -> bool:
         segments = list_segments(self._layer, self._directory, self._cluster)
-        following = next((segment for segment in segments if segment.id == self._segment.id + 1), None)
-        if not any(segment.id == self._segment.id for segment in segments):
+        following = next((segment for segment in segments if segment.id == self.segment.id + 1), None)
+        if not any(segment.id == self.segment.id for segment in segments):
             # recycled while it was being read: what failed to parse may be another segment's bytes
             raise PositionGoneError(f"the journal was trimmed behind record {self._validator.last.sequence}")
         if following is None:
             return False
-        check_end(self._scanner, self._segment, following)
-        self._scanner.close()
-        self._segment = following
-        self._scanner = SegmentScanner(self._layer, following, self._cluster)
+        check_end(self.scanner, self.segment, following)
+        self.scanner.close()
+        self.segment = following
+        self.scanner = SegmentScanner(self._layer, following, self._cluster)
         return True
