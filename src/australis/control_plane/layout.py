@@ -40,7 +40,7 @@ PAGE = "page"
 BOOT_MARK = "boot"
 LONGEST_SOCKET_NAME = "/.s.PGSQL.65535"
 DIRECTORIES = ("journal", "storage", "snapshots", "query_processor", "logs")
-OWN_NAMES = frozenset({"cluster.json", "password", "australis.toml", "lock", "run", "runtime", *DIRECTORIES})
+OWN_NAMES = frozenset({"cluster.json", "password", "australis.toml", "lock", "run", *DIRECTORIES})
 
 
 class ClusterError(AustralisError):
@@ -74,7 +74,6 @@ class Layout:
         self.snapshots = self.data / "snapshots"
         self.query_processor = self.data / "query_processor"
         self.logs = self.data / "logs"
-        self.runtime = self.data / "runtime"
 
     @property
     def run(self) -> Path:

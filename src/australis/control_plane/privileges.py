@@ -1,17 +1,19 @@
 """Started by root: become an unprivileged user before anything of the cluster runs.
 
-    root: choose the user -> give it the data directory -> copy what it cannot read -> setuid + exec of ourselves
+    root: choose the user -> give it the data directory -> make programs reachable -> setuid + exec of ourselves
 
-What must hold: after `drop` the program is an ordinary start by an ordinary user; nothing later knows about root.
-Nothing is copied or given away outside the data directory. PostgreSQL refuses to run as root, and so do we.
+What must hold: after `drop` the program is an ordinary start by an ordinary user; nothing later knows about root. Root
+writes nothing into a directory that the user owns. PostgreSQL refuses to run as root, and so do we.
 
-Programs and packages often lie where that user cannot go (below /root, say). Then `runtime/<key>` in the data directory
-holds a copy: our package and what it depends on (PostgreSQL's programs are one of them), and Python itself if need be.
-The key changes whenever one of the copied distributions does.
+Programs and packages often lie where that user cannot go (below /root, say). Then a directory in /var/cache/australis,
+owned by root, holds links to them, or copies: our package and what it depends on (PostgreSQL included), and
+Python itself if need be. Its name changes whenever the installation does; a directory that no cluster uses any more
+(its lock is free) goes when the next one is made.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import os
@@ -25,6 +27,7 @@ from pathlib import Path
 
 from australis.control_plane.layout import ClusterError, Layout, unusable
 
+RUNTIMES = Path("/var/cache/australis")
 CANDIDATES = ("postgres", "nobody")
 NOT_COPIED = shutil.ignore_patterns(
     "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "site-packages", "config-*"
@@ -73,7 +76,7 @@ def drop(layout: Layout, arguments: Sequence[str]) -> None:
     environment |= {"HOME": str(layout.data), "USER": user.pw_name, "LOGNAME": user.pw_name}
     program = sys.executable
     if not _as_user(user, _installation_readable):
-        program, extra = _runtime(layout, user)
+        program, extra = _runtime(user)
         environment |= extra
     os.chdir(layout.data)
     os.setgroups([])
@@ -98,15 +101,14 @@ def _as_user(user: pwd.struct_passwd, question: Callable[[], bool]) -> bool:
 
 
 def _give_data_directory(layout: Layout, user: pwd.struct_passwd) -> None:
-    """Make the data directory the user's, and make sure that the user can get there."""
+    """Make a data directory of root the user's, and make sure that the user can get there."""
     try:
         layout.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if layout.data.stat().st_uid != user.pw_uid or layout.cluster_file.exists():
-            for folder, directories, files in os.walk(layout.data):
-                for name in [".", *directories, *files]:
-                    path = os.path.join(folder, name)
-                    if os.lstat(path).st_uid == 0:
-                        os.lchown(path, user.pw_uid, user.pw_gid)
+        # One that is the user's already is left alone: what root does there, the user could redirect.
+        if layout.data.stat().st_uid == 0:
+            for folder, directories, files in os.walk(layout.data, topdown=False):
+                for name in [*directories, *files, "."]:
+                    os.lchown(os.path.join(folder, name), user.pw_uid, user.pw_gid)
     except OSError as error:
         raise unusable(layout, error) from error
     if not _as_user(user, lambda: os.access(layout.data, os.R_OK | os.W_OK | os.X_OK)):
@@ -123,35 +125,74 @@ def _installation_readable() -> bool:
     return all(os.access(place, os.R_OK | (os.X_OK if place.is_dir() else 0)) for place in places)
 
 
-def _runtime(layout: Layout, user: pwd.struct_passwd) -> tuple[str, dict[str, str]]:
-    """Copy what the user cannot read; returns the interpreter and the environment that makes it use the copy."""
+def _runtime(user: pwd.struct_passwd) -> tuple[str, dict[str, str]]:
+    """Make what the user cannot reach reachable; returns the interpreter and the environment that uses the copy."""
     needs_python = not _as_user(
         user, lambda: os.access(_interpreter(), os.X_OK) and os.access(_stdlib() / "os.py", os.R_OK)
     )
-    target = layout.runtime / _key(needs_python)
     base = _interpreter()
-    if not target.is_dir():
-        shutil.rmtree(layout.runtime, ignore_errors=True)  # of an earlier installation
-        temporary = layout.runtime / "new"
-        try:
-            _copy_packages(temporary / "site")
-            if needs_python:
-                _copy_python(base, temporary / "python")
-            for folder, directories, files in os.walk(temporary):
-                for name in [".", *directories, *files]:
-                    path = os.path.join(folder, name)
-                    os.lchown(path, user.pw_uid, user.pw_gid)
-                    if not os.path.islink(path):
-                        os.chmod(path, os.stat(path).st_mode & 0o777 | 0o400)
-            os.lchown(layout.runtime, user.pw_uid, user.pw_gid)
-            temporary.rename(target)
-        except OSError as error:
-            raise unusable(layout, error) from error
+    target = RUNTIMES / _key(needs_python)
+    try:
+        RUNTIMES.mkdir(mode=0o755, parents=True, exist_ok=True)
+        making = os.open(RUNTIMES / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(making, fcntl.LOCK_EX)
+        if not target.is_dir():
+            _remove_unused()
+            _make_runtime(target, base if needs_python else None)
+        # Inherited by the cluster, and freed by its end: says that this directory is in use.
+        used = os.open(target / "lock", os.O_RDONLY)
+        fcntl.flock(used, fcntl.LOCK_SH)
+        os.set_inheritable(used, True)
+        os.close(making)
+    except OSError as error:
+        raise ClusterError(
+            f"user {user.pw_name}, whom the cluster runs as, cannot read this installation, and it cannot be copied to "
+            f"{RUNTIMES}: {error.strerror}; install Australis where everybody can read it"
+        ) from error
     environment = {"PYTHONPATH": str(target / "site"), "PYTHONNOUSERSITE": "1"}
     if needs_python:
         environment |= {"PYTHONHOME": str(target / "python"), "LD_LIBRARY_PATH": str(target / "python" / "lib")}
         return str(target / "python" / "bin" / base.name), environment
     return str(base), environment
+
+
+def _make_runtime(target: Path, python: Path | None) -> None:
+    os.umask(0o022)
+    temporary = RUNTIMES / "new"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(mode=0o755)
+    (temporary / "lock").touch(mode=0o644)
+    _copy_packages(temporary / "site")
+    if python is not None:
+        _copy_python(python, temporary / "python")
+    temporary.rename(target)
+
+
+def _remove_unused() -> None:
+    """Remove the directories of earlier installations that no cluster uses."""
+    for old in RUNTIMES.iterdir():
+        if old.is_dir():
+            try:
+                with (old / "lock").open("rb") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            except FileNotFoundError:
+                pass  # never finished
+            shutil.rmtree(old)
+
+
+def _link(source: str, target: str) -> str:
+    """Link a file that everybody may read; copy it when it is closed to others or on another file system."""
+    if os.stat(source).st_mode & 0o004:
+        try:
+            os.link(source, target)
+            return target
+        except OSError:  # another file system, or one without links
+            pass
+    shutil.copy2(source, target)
+    os.chmod(target, os.stat(source).st_mode & 0o755 | 0o444)
+    return target
 
 
 def _key(needs_python: bool) -> str:
@@ -174,17 +215,18 @@ def _copy_packages(site: Path) -> None:
             if ".." in file.parts or not source.is_file():
                 continue
             target = site / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
-    shutil.copytree(_package(), site / "australis", dirs_exist_ok=True)
+            if target.parts[len(site.parts)] != "australis":
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _link(str(source), str(target))
+    shutil.copytree(_package(), site / "australis", copy_function=_link)
 
 
 def _copy_python(base: Path, target: Path) -> None:
     (target / "bin").mkdir(parents=True)
-    shutil.copy2(base, target / "bin" / base.name)
-    shutil.copytree(_stdlib(), target / "lib" / _stdlib().name, ignore=NOT_COPIED, symlinks=False)
+    _link(str(base), str(target / "bin" / base.name))
+    shutil.copytree(_stdlib(), target / "lib" / _stdlib().name, ignore=NOT_COPIED, copy_function=_link)
     for library in Path(sysconfig.get_config_var("LIBDIR") or "/nonexistent").glob("libpython*.so*"):
-        shutil.copy2(library, target / "lib" / library.name)
+        _link(str(library.resolve()), str(target / "lib" / library.name))
 
 
 def _interpreter() -> Path:
