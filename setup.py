@@ -8,11 +8,13 @@ modules" to setuptools, so that wheels are tagged for the platform and editable 
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -35,4 +37,13 @@ class BuildNative(build_ext):
             sys.exit(f"error: {error}")
 
 
-setup(ext_modules=[Extension("australis._native", [])], cmdclass={"build_ext": BuildNative})
+class BuildFresh(build_py):
+    """Copy into an empty directory: setuptools keeps what an earlier build of another commit left there."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
+setup(ext_modules=[Extension("australis._native", [])], cmdclass={"build_ext": BuildNative, "build_py": BuildFresh})
