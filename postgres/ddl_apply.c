@@ -553,8 +553,13 @@ find_row(Relation rel, HeapTuple tuple)
 	scan = systable_beginscan(rel, index, true, NULL, nkeys, keys);
 	while (found == NULL && HeapTupleIsValid(candidate = systable_getnext(scan)))
 	{
+		HeapTupleHeader header = candidate->t_data;
 		bool		same = true;
 
+		/* one of several equal rows (pg_depend) that is deleted already */
+		if (!(header->t_infomask & HEAP_XMAX_INVALID) && !HEAP_XMAX_IS_LOCKED_ONLY(header->t_infomask) &&
+			TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetUpdateXid(header)))
+			continue;
 		for (int i = 0; same && i < nident; i++)
 		{
 			Form_pg_attribute att = TupleDescAttr(desc, attnums[i] - 1);
@@ -781,7 +786,11 @@ apply_effects(RecordIn *in)
 					if (!keep)
 						drop_storage(old->oid);
 				}
+				if (catalog == DatabaseRelationId)
+					LockTuple(rel, &local->t_self, InplaceUpdateTupleLock);
 				CatalogTupleDelete(rel, &local->t_self);
+				if (catalog == DatabaseRelationId)
+					UnlockTuple(rel, &local->t_self, InplaceUpdateTupleLock);
 				continue;
 			}
 
@@ -791,7 +800,9 @@ apply_effects(RecordIn *in)
 
 				/* options that CREATE DATABASE was not told */
 				au_ddl_keep_local_columns(rel, tuple, local);
+				LockTuple(rel, &local->t_self, InplaceUpdateTupleLock);
 				CatalogTupleUpdateWithInfo(rel, &local->t_self, tuple, indexes);
+				UnlockTuple(rel, &local->t_self, InplaceUpdateTupleLock);
 				continue;
 			}
 
@@ -848,10 +859,18 @@ apply_effects(RecordIn *in)
 }
 
 static void
+error_context(void *arg)
+{
+	errcontext("applying DDL record %lld", (long long) *(int64 *) arg);
+}
+
+static void
 apply_record(int64 n, Tau tau, Bytes value)
 {
 	RecordIn	in = {0};
+	ErrorContextCallback callback = {.previous = error_context_stack, .callback = error_context, .arg = &n};
 
+	error_context_stack = &callback;
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	au_ddl_lock();
@@ -860,6 +879,7 @@ apply_record(int64 n, Tau tau, Bytes value)
 		/* the transaction that made it got through meanwhile */
 		PopActiveSnapshot();
 		CommitTransactionCommand();
+		error_context_stack = callback.previous;
 		return;
 	}
 	read_record(&in, value, n);
@@ -877,6 +897,7 @@ apply_record(int64 n, Tau tau, Bytes value)
 	note_changes(in.changed, in.nchanged, tau);
 	CommitTransactionCommand();
 	set_applied(n);
+	error_context_stack = callback.previous;
 	elog(DEBUG1, "applied DDL record %lld", (long long) n);
 }
 
@@ -998,6 +1019,7 @@ apply_available(void)
 			shared->next_database = read_header(&r, n);
 			if (shared->next_database != MyDatabaseId)
 			{
+				MemoryContextSwitchTo(TopMemoryContext);
 				MemoryContextDelete(context);
 				return APPLIER_DATABASE;
 			}

@@ -41,6 +41,7 @@
 #include "catalog/pg_opfamily.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
+#include "commands/extension.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "parser/parse_node.h"
@@ -428,7 +429,8 @@ bind_twin(Oid classid, Oid twin, Oid original)
 
 /*
  * Copies live in pg_catalog, where pg_dump leaves them alone, under the same
- * name if that is free.
+ * name if that is free.  They are no members of an extension: it could not move
+ * to another schema with them, and drops them with its own.
  */
 static List *
 twin_name(int cache, const char *name, Oid original)
@@ -462,13 +464,16 @@ twin_family(Oid family)
 {
 	Oid			twin = twin_of(OperatorFamilyRelationId, family);
 	CreateOpFamilyStmt *stmt;
+	bool		in_extension = creating_extension;
 
 	if (OidIsValid(twin))
 		return twin;
 	stmt = makeNode(CreateOpFamilyStmt);
 	stmt->opfamilyname = twin_name(OPFAMILYAMNAMENSP, strVal(lsecond(family_name(family))), family);
 	stmt->amname = LOCAL_INDEX_AM;
+	creating_extension = false;
 	twin = DefineOpFamily(stmt).objectId;
+	creating_extension = in_extension;
 	bind_twin(OperatorFamilyRelationId, twin, family);
 	return twin;
 }
@@ -493,6 +498,8 @@ copy_to_local_btree(Node *parsetree)
 				CreateOpClassStmt *stmt = (CreateOpClassStmt *) parsetree;
 				CreateOpClassStmt *copy;
 				Oid			original;
+				Oid			twin;
+				bool		in_extension = creating_extension;
 
 				if (!is_btree(stmt->amname))
 					break;
@@ -501,7 +508,10 @@ copy_to_local_btree(Node *parsetree)
 				copy->amname = LOCAL_INDEX_AM;
 				copy->opfamilyname = family_name(twin_family(get_opclass_family(original)));
 				copy->opclassname = twin_name(CLAAMNAMENSP, strVal(llast(stmt->opclassname)), original);
-				bind_twin(OperatorClassRelationId, DefineOpClass(copy).objectId, original);
+				creating_extension = false;
+				twin = DefineOpClass(copy).objectId;
+				creating_extension = in_extension;
+				bind_twin(OperatorClassRelationId, twin, original);
 				break;
 			}
 		case T_AlterOpFamilyStmt:
