@@ -38,6 +38,11 @@ class RelayEnd(asyncio.Protocol):
         assert self._transport is not None, "not connected yet"
         return self._transport
 
+    @property
+    def open(self) -> bool:
+        """False once closing; then nothing may be written (uvloop raises)."""
+        return not self.closed.done() and not self.transport.is_closing()
+
     async def read_exactly(self, count: int) -> bytes:
         """count bytes; Garbage if the stream ends before.  Only before join(), count at most BUFFER."""
         while len(self._received) < count:
@@ -56,18 +61,19 @@ class RelayEnd(asyncio.Protocol):
         for one, other in ((self, peer), (peer, self)):
             if one._received:
                 one._silent = False
-                other.transport.write(bytes(one._received))
+                if other.open:
+                    other.transport.write(bytes(one._received))
                 one._received.clear()
             if one.closed.done():
                 other.finish(one)
             elif one._ended:
                 one._pass_end(other)
-            else:
+            elif one.open:
                 one.transport.resume_reading()
 
     def finish(self, lost: RelayEnd | None = None) -> None:
         """Close when everything is sent, or after LINGER."""
-        if lost is not None and lost._silent and lost.parting:
+        if lost is not None and lost._silent and lost.parting and self.open:
             self.transport.write(lost.parting)
         if not self.closed.done():
             self.transport.close()
@@ -76,7 +82,7 @@ class RelayEnd(asyncio.Protocol):
 
     def _pass_end(self, peer: RelayEnd) -> bool:
         """Pass the end of the stream on; True if the other direction goes on."""
-        if self._half_close and peer.transport.can_write_eof():
+        if self._half_close and peer.open and peer.transport.can_write_eof():
             peer.transport.write_eof()
             return True
         self.transport.close()
@@ -90,7 +96,8 @@ class RelayEnd(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._peer is not None:
             self._silent = False
-            self._peer.transport.write(data)
+            if self._peer.open:
+                self._peer.transport.write(data)
             return
         self._received += data
         if len(self._received) >= BUFFER:
@@ -100,7 +107,7 @@ class RelayEnd(asyncio.Protocol):
     def eof_received(self) -> bool:
         self._ended = True
         self._wake()
-        return self._peer is not None and self._pass_end(self._peer)
+        return self._half_close if self._peer is None else self._pass_end(self._peer)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended = True
@@ -110,11 +117,11 @@ class RelayEnd(asyncio.Protocol):
             self._peer.finish(self)
 
     def pause_writing(self) -> None:
-        if self._peer is not None and not self._peer.closed.done():
+        if self._peer is not None and self._peer.open:
             self._peer.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self._peer is not None and not self._peer.closed.done():
+        if self._peer is not None and self._peer.open:
             self._peer.transport.resume_reading()
 
     def _wake(self) -> None:
