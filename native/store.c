@@ -76,8 +76,8 @@ struct Store
 	MDB_dbi		meta;
 	bool		writer;
 	char		path[MAX_PATH];
-	dev_t		device;
-	ino_t		inode;
+	ino_t		data_inode;		/* of the files that are open */
+	ino_t		lock_inode;
 	int			slot;			/* in open_stores */
 	int			lock_fd;		/* the writer's lock on the data file */
 
@@ -477,20 +477,67 @@ new_store(const char *path, const uint8_t cluster[16], bool writer)
 	store->slot = -1;
 	store->lock_fd = -1;
 	store->writer = writer;
-	snprintf(store->path, sizeof(store->path), "%s", path);
+	if (snprintf(store->path, sizeof(store->path), "%s", path) >= (int) sizeof(store->path))
+		store->path[0] = '\0';	/* does not exist: every open says so */
 	memcpy(store->cluster, cluster, 16);
 	pthread_mutex_init(&store->lock, NULL);
 	return store;
 }
 
 static StoreStatus
-data_file(const Store *store, char *name, struct stat *st)
+file_stat(const Store *store, const char *file, struct stat *st)
 {
-	if (snprintf(name, MAX_PATH + 16, "%s/data.mdb", store->path) >= MAX_PATH)
-		return fail(STORE_FAILED, "path too long: %s", store->path);
+	char		name[MAX_PATH + 16];
+
+	snprintf(name, sizeof(name), "%s/%s", store->path, file);
 	if (stat(name, st) != 0)
 		return errno == ENOENT ? fail(STORE_ABSENT, "there is no store at %s", store->path) :
 			fail(STORE_FAILED, "%s: %s", name, strerror(errno));
+	return STORE_OK;
+}
+
+/* Remember which files are open, for store_replaced. */
+static StoreStatus
+note_files(Store *store)
+{
+	struct stat data,
+				lock;
+	StoreStatus status = file_stat(store, "data.mdb", &data);
+
+	if (status != STORE_OK)
+		return status;
+	store->data_inode = data.st_ino;
+	status = file_stat(store, "lock.mdb", &lock);
+	/* a copy may come without one: opening makes it */
+	store->lock_inode = status == STORE_OK ? lock.st_ino : 0;
+	return status == STORE_ABSENT ? STORE_OK : status;
+}
+
+/*
+ * LMDB takes the number of the newest transaction from the lock file while any
+ * process has that open, and chooses between the two meta pages by it.  If the
+ * data file was replaced below living readers, the lock file speaks of the old
+ * one, and LMDB may pick a meta page of the new one that is empty: silently
+ * nothing there.  So compare them.  A writer that was killed in between is no
+ * such case: taking its lock over makes them agree.
+ */
+static StoreStatus
+lock_file_matches(Store *store, bool *matches)
+{
+	MDB_txn    *txn;
+	MDB_envinfo info;
+	int			rc = mdb_txn_begin(store->env, NULL, store->writer ? 0 : MDB_RDONLY, &txn);
+	size_t		id;
+
+	if (rc != 0)
+		return lmdb_fail(rc, store->path);
+	id = mdb_txn_id(txn);
+	/* after the id: a writer may be busy while a reader opens */
+	rc = mdb_env_info(store->env, &info);
+	mdb_txn_abort(txn);
+	if (rc != 0)
+		return lmdb_fail(rc, store->path);
+	*matches = store->writer ? id == info.me_last_txnid + 1 : id <= info.me_last_txnid;
 	return STORE_OK;
 }
 
@@ -655,7 +702,7 @@ store_open_writer(const char *path, const uint8_t cluster[16], size_t map_size, 
 	Store	   *store = new_store(path, cluster, true);
 	StoreStatus status = STORE_OK;
 	char		name[MAX_PATH + 16];
-	struct stat st;
+	bool		matches = true;
 	struct flock lock = {.l_type = F_WRLCK,.l_whence = SEEK_SET,.l_start = 0,.l_len = 1};
 
 	*result = NULL;
@@ -683,16 +730,27 @@ store_open_writer(const char *path, const uint8_t cluster[16], size_t map_size, 
 	if (status == STORE_OK)
 		status = open_env(store, map_size > 0 ? map_size : STORE_MAP_SIZE, MDB_NOSYNC | MDB_NOMETASYNC);
 	if (status == STORE_OK)
+		status = lock_file_matches(store, &matches);
+	if (status == STORE_OK && !matches)
+	{
+		/* readers of the old data file keep the old lock file */
+		mdb_env_close(store->env);
+		store->env = NULL;
+		snprintf(name, sizeof(name), "%s/lock.mdb", path);
+		if (unlink(name) != 0)
+			status = fail(STORE_FAILED, "cannot remove %s: %s", name, strerror(errno));
+		else
+			status = open_env(store, map_size > 0 ? map_size : STORE_MAP_SIZE, MDB_NOSYNC | MDB_NOMETASYNC);
+	}
+	if (status == STORE_OK)
 		status = load_store(store, restored);
 	if (status == STORE_OK)
-		status = data_file(store, name, &st);
+		status = note_files(store);
 	if (status != STORE_OK)
 	{
 		store_close(store);
 		return status;
 	}
-	store->device = st.st_dev;
-	store->inode = st.st_ino;
 	*result = store;
 	return STORE_OK;
 }
@@ -702,20 +760,29 @@ store_open_reader(const char *path, const uint8_t cluster[16], Store **result)
 {
 	Store	   *store = new_store(path, cluster, false);
 	StoreStatus status;
-	char		name[MAX_PATH + 16];
 	struct stat st;
+	bool		matches = true;
 
 	*result = NULL;
 	if (!store)
 		return fail(STORE_FAILED, "out of memory");
 	status = enter_open_list(store);
 	if (status == STORE_OK)
-		status = data_file(store, name, &st);
+		status = file_stat(store, "data.mdb", &st);
 	/* a writer creates the file empty and then writes both meta pages */
 	if (status == STORE_OK && st.st_size < 8192)
 		status = fail(STORE_ABSENT, "the store at %s is not initialised yet", path);
+	/* before opening: files replaced meanwhile then differ from these */
+	if (status == STORE_OK)
+		status = note_files(store);
 	if (status == STORE_OK)
 		status = open_env(store, 0, MDB_RDONLY);
+	if (status == STORE_OK && store->lock_inode == 0)
+		status = note_files(store);
+	if (status == STORE_OK)
+		status = lock_file_matches(store, &matches);
+	if (status == STORE_OK && (!matches || store_replaced(store)))
+		status = fail(STORE_ABSENT, "the store at %s is being replaced", path);
 	if (status == STORE_OK)
 		status = load_store(store, false);
 	if (status != STORE_OK)
@@ -723,8 +790,6 @@ store_open_reader(const char *path, const uint8_t cluster[16], Store **result)
 		store_close(store);
 		return status;
 	}
-	store->device = st.st_dev;
-	store->inode = st.st_ino;
 	*result = store;
 	return STORE_OK;
 }
@@ -732,10 +797,11 @@ store_open_reader(const char *path, const uint8_t cluster[16], Store **result)
 bool
 store_replaced(Store *store)
 {
-	char		name[MAX_PATH + 16];
 	struct stat st;
 
-	return data_file(store, name, &st) != STORE_OK || st.st_dev != store->device || st.st_ino != store->inode;
+	if (file_stat(store, "data.mdb", &st) != STORE_OK || st.st_ino != store->data_inode)
+		return true;
+	return file_stat(store, "lock.mdb", &st) != STORE_OK || st.st_ino != store->lock_inode;
 }
 
 /* ---------------------------------------------------------------- reading */

@@ -122,8 +122,8 @@ extern StoreStatus store_open_reader(const char *path, const uint8_t cluster[16]
 extern void store_close(Store *store);
 
 /*
- * Has the directory been given another data file since we opened ours?  (The
- * owner rebuilt it: close and open again.)
+ * Has the directory been given other files since we opened ours?  (The owner
+ * rebuilt it: close and open again.  Two stat calls, about a microsecond.)
  */
 extern bool store_replaced(Store *store);
 

@@ -214,6 +214,9 @@ class StoreModel(RuleBasedStateMachine):
         with Store(directory, CLUSTER, restored=True) as copied:
             assert scan_all(copied, b"", b"", self.tau, max_rows=100) == self.expected(self.tau)
             assert (copied.applied, copied.horizon) == (self.tau, self.horizon)
+        (directory / "lock.mdb").unlink()
+        with Store(directory, CLUSTER, read_only=True) as copied:
+            assert copied.applied == self.tau
         for file in directory.iterdir():
             file.unlink()
         directory.rmdir()
@@ -412,7 +415,9 @@ def child(code: str, check: bool = True) -> subprocess.CompletedProcess[str]:
 
 def start_child(code: str) -> subprocess.Popen[str]:
     program = prelude() + textwrap.dedent(code)
-    return subprocess.Popen([sys.executable, "-u", "-c", program], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 def line(process: subprocess.Popen[str]) -> str:
@@ -423,8 +428,9 @@ def line(process: subprocess.Popen[str]) -> str:
 def end(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
     process.send_signal(number)
     process.wait(10)
-    assert process.stdout is not None
+    assert process.stdout is not None and process.stdin is not None
     process.stdout.close()
+    process.stdin.close()
 
 
 WRITER = """
@@ -516,6 +522,43 @@ def test_writer_restarts_below_an_open_reader(tmp_path: Path) -> None:
             file.unlink()
         child(f"Store({str(path)!r}, CLUSTER)")
         assert reader.replaced
+
+
+@pytest.mark.parametrize("commits", [4, 5])
+def test_data_file_replaced_below_an_open_reader(tmp_path: Path, commits: int) -> None:
+    """The lock file of living readers remembers transactions of the old data file; the new one must not believe it."""
+    path, copy = tmp_path / "s", tmp_path / "copy"
+    with Store(path, CLUSTER) as store:
+        for tau in range(1, 4):
+            store.apply([(tau, commit(tau, [(table_key(tau), b"v")]))], b"")
+        store.copy(copy)
+        for tau in range(4, 4 + commits):
+            store.apply([(tau, commit(tau, [(table_key(tau), b"v")]))], b"")
+    reader = start_child(
+        f"s = Store({str(path)!r}, CLUSTER, read_only=True); print(s.applied); input(); print(s.replaced); input()"
+    )
+    assert line(reader) == str(3 + commits)
+    assert reader.stdin is not None
+    try:
+        (path / "data.mdb").unlink()
+        copy.rename(path / "data.mdb")
+        with Store(path, CLUSTER, restored=True) as store:
+            assert store.applied == 3
+            assert len(scan_all(store, b"", b"", 3)) == 3
+            store.apply([(4, commit(4, [(table_key(4), b"new")]))], b"")
+        with Store(path, CLUSTER, read_only=True) as store:
+            assert (store.applied, len(scan_all(store, b"", b"", 4))) == (4, 4)
+        reader.stdin.write("\n")
+        reader.stdin.flush()
+        assert line(reader) == "True"
+        (path / "data.mdb").unlink()
+        with Store(path, CLUSTER) as store:
+            assert (store.applied, scan_all(store, b"", b"", 9)) == (0, [])
+            store.apply([(1, commit(1, [(table_key(1), b"v")]))], b"")
+            assert store.applied == 1
+    finally:
+        reader.stdin.close()
+        end(reader)
 
 
 def test_another_boot(tmp_path: Path) -> None:
