@@ -167,7 +167,7 @@ def index_options_script() -> str:
         out.append(f"CREATE UNIQUE INDEX u_{n} ON m (c {x}, a {y}, b {z}, id);")
         out.append(f"SELECT c, a, b, id FROM m ORDER BY c {x}, a {y}, b {z}, id LIMIT 40;")
         out.append(f"SELECT c, a, b, id FROM m WHERE c = 0.5 AND a > 1 ORDER BY c {x}, a {y}, b {z}, id;")
-        out.append(f"SELECT c, a, b, id FROM m WHERE c = ANY ('{{0,1}}') AND a = ANY ('{{1,2,NULL}}') ORDER BY id;")
+        out.append("SELECT c, a, b, id FROM m WHERE c = ANY ('{0,1}') AND a = ANY ('{1,2,NULL}') ORDER BY id;")
         out.append(f"DROP INDEX u_{n};")
     return "\n".join(out) + "\n"
 

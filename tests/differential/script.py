@@ -198,11 +198,11 @@ def _items(text: str) -> Iterator[Item]:
                 case "session" | "reconnect" | "pipeline" | "sync" | "end" | "psql":
                     yield Item(Action(name), rest.strip(), number)
                 case "message":
-                    close = text.find("\n--@ end", i)
-                    if close < 0:
+                    last = text.find("\n--@ end", i)
+                    if last < 0:
                         raise ScriptError(f"line {number}: message without end")
-                    yield Item(Action.STATEMENT, text[i:close], number)
-                    i = text.find("\n", close + 1) + 1 or len(text)
+                    yield Item(Action.STATEMENT, text[i:last], number)
+                    i = text.find("\n", last + 1) + 1 or len(text)
                 case "execute":
                     statement, _, params = rest.partition(" ")
                     ordered = "any-order" not in pending

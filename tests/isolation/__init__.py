@@ -1,0 +1,1 @@
+"""Isolation: scripted interleavings (Hermitage and more) and random ones checked afterwards."""
