@@ -82,7 +82,7 @@ refuse(const char *what, const char *why)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("%s is not supported", what),
+			 errmsg("%s not supported", what),
 			 errdetail_internal("%s", why)));
 }
 
@@ -182,9 +182,9 @@ check_constraint(Constraint *constraint, bool temp)
 		return;
 	}
 	if (constraint->contype == CONSTR_EXCLUSION)
-		refuse("an exclusion constraint", "A conflict between two transactions could not be recognized at COMMIT.");
+		refuse("exclusion constraints are", "A conflict between two transactions could not be recognized at COMMIT.");
 	if (constraint->without_overlaps)
-		refuse("WITHOUT OVERLAPS", "A conflict between two transactions could not be recognized at COMMIT.");
+		refuse("WITHOUT OVERLAPS is", "A conflict between two transactions could not be recognized at COMMIT.");
 }
 
 static void
@@ -294,7 +294,7 @@ create_index(IndexStmt *stmt, bool top_level)
 	if (stmt->accessMethod && strcmp(stmt->accessMethod, LOCAL_INDEX_AM) == 0 && !top_level)
 		stmt->accessMethod = INDEX_AM;
 	if (stmt->excludeOpNames != NIL)
-		refuse("an exclusion constraint", "A conflict between two transactions could not be recognized at COMMIT.");
+		refuse("exclusion constraints are", "A conflict between two transactions could not be recognized at COMMIT.");
 	refuse_index_am(stmt->accessMethod);
 
 	/*
@@ -736,7 +736,7 @@ prepare_statement(Node *stmt, bool top_level)
 		case T_TransactionStmt:
 			if (((TransactionStmt *) stmt)->kind == TRANS_STMT_PREPARE && max_prepared_xacts > 0 &&
 				IsTransactionBlock() && TransactionIdIsValid(GetTopTransactionIdIfAny()))
-				refuse("PREPARE TRANSACTION of a transaction that changed something",
+				refuse("PREPARE TRANSACTION of a transaction that changed something is",
 					   "A commit is decided once, at COMMIT.");
 			break;
 		case T_VariableSetStmt:
@@ -744,23 +744,23 @@ prepare_statement(Node *stmt, bool top_level)
 				VariableSetStmt *set = (VariableSetStmt *) stmt;
 
 				if (set->kind == VAR_SET_MULTI && strcmp(set->name, "TRANSACTION SNAPSHOT") == 0)
-					refuse("SET TRANSACTION SNAPSHOT",
+					refuse("SET TRANSACTION SNAPSHOT is",
 						   "An exported snapshot does not contain the cluster's snapshot time.");
 				break;
 			}
 		case T_CreateTableSpaceStmt:
-			refuse("CREATE TABLESPACE", "Rows live in the cluster's storage, not in files of this server.");
+			refuse("CREATE TABLESPACE is", "Rows live in the cluster's storage, not in files of this server.");
 			break;
 		case T_AlterSystemStmt:
-			refuse("ALTER SYSTEM", "Query processors keep no settings of their own; use the cluster's configuration, ALTER DATABASE or ALTER ROLE.");
+			refuse("ALTER SYSTEM is", "Query processors keep no settings of their own; use the cluster's configuration, ALTER DATABASE or ALTER ROLE.");
 			break;
 		case T_CreatePublicationStmt:
 		case T_AlterPublicationStmt:
-			refuse("logical replication", "Changes of tables are in the cluster's journal, not in this server's WAL.");
+			refuse("logical replication is", "Changes of tables are in the cluster's journal, not in this server's WAL.");
 			break;
 		case T_CreateSubscriptionStmt:
 		case T_AlterSubscriptionStmt:
-			refuse("logical replication", "Every query processor would apply the subscription.");
+			refuse("logical replication is", "Every query processor would apply the subscription.");
 			break;
 		default:
 			break;
