@@ -488,7 +488,7 @@ class FilesJournal:
             while not self._spares:
                 if self._failed is not None:
                     raise self._failed
-                if self._stopping:
+                if self._stopping and self._full:
                     raise JournalFullError(f"no space for a journal segment in {self._directory}; free space")
                 if not self._preparing:
                     self._prepare_locked()
@@ -500,7 +500,7 @@ class FilesJournal:
             self._prepare_locked()
 
     def _prepare_locked(self) -> None:
-        if self._preparing or self._stopping:
+        if self._preparing:
             return
         self._preparing = True
         self._preparer = threading.Thread(target=self._prepare_spare, name="journal-preparer", daemon=True)

@@ -357,7 +357,7 @@ class SegmentReader:
         """
         entries: list[Entry] = []
         size = 0
-        while size < limit:
+        while size < limit or not entries:  # parts alone are no entry: go on to the record that they belong to
             position = self._validator.last
             if durable is not None and position.sequence >= durable:
                 break

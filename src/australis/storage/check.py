@@ -46,6 +46,7 @@ class _Newest:
         self.until = until
         self.keys: dict[bytes, tuple[int, bytes | None]] = {}
         self.dropped: set[int] = set()
+        self.unpublished: dict[bytes, set[int]] = {}
         self.forgotten = 0
 
     def add(self, entry: Entry) -> None:
@@ -57,6 +58,10 @@ class _Newest:
         elif isinstance(message, Commit | Ingest):
             if isinstance(message, Commit):
                 self.dropped.update(message.drops)
+                self.unpublished.pop(entry.txid, None)
+            else:
+                relations = {relation_of(prefix) for prefix in {key[:8] for key in message.keys}}
+                self.unpublished.setdefault(entry.txid, set()).update(relations)
             values = decode_values(message)
             for key, mode, value in zip(message.keys, message.modes, values, strict=True):
                 if mode & (ModeFlag.LOCK_ONLY | ModeFlag.VALIDATE_ONLY):
@@ -112,8 +117,8 @@ def _compare(store: NativeStore, newest: _Newest, report: StorageReport) -> None
     last = report.journal.last_tau
     if store.applied > last:
         report.notes.append("storage holds commits that were never acknowledged; they are undone at the next start")
-    # System relations are never dropped; dropped ones may or may not be gone.
-    keys = [key for key in newest.keys if relation_of(key) not in newest.dropped]
+    gone = newest.dropped.union(*newest.unpublished.values())  # they may or may not be there any more
+    keys = [key for key in newest.keys if relation_of(key) not in gone]
     for start in range(0, len(keys), _BATCH):
         chunk = keys[start : start + _BATCH]
         batch = store.get_many(chunk, min(store.applied, last))
