@@ -1,8 +1,8 @@
 """Files in memory that can lose power: what the journal's durability is tested against.
 
-Every file has two contents: what a reader of the page cache sees, and what is on the disk. `write_synced` moves the new
-sectors to the disk before it returns, so losing power within it leaves any subset of them. Faults are armed by number of
-operation; the layer is deterministic for a seed.
+Every file has two contents: what a reader of the page cache sees, and what is on the disk. `write_synced` moves the
+new sectors to the disk before it returns, so losing power within it leaves any subset of them. Faults are armed by
+number of operation; the layer is deterministic for a seed.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.unit.memory_files import MemoryFiles
 
 from australis.errors import AustralisError, JournalError, JournalFullError, JournalLockedError
 from australis.journal.files import FilesJournal
 from australis.journal.record import START, Entry, Kind
+from tests.unit.memory_files import MemoryFiles
 
 CLUSTER = bytes(range(16))
 DIRECTORY = Path("/nowhere/journal")

@@ -1,4 +1,4 @@
-"""The files engine on real files: damage is refused with its place, torn tails are cut, foreign files are left alone."""
+"""The files engine on real files: damage is refused with its place, torn tails are cut."""
 
 from __future__ import annotations
 

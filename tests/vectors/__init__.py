@@ -1,0 +1,1 @@
+"""Test vectors shared by Python and C."""

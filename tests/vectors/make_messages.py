@@ -1,0 +1,97 @@
+"""Writes messages.json: one vector (or more) per message type, for Python and C alike.
+
+    python -m tests.vectors.make_messages
+
+`fields` are the elements after the tag, bytes as {"hex": ...}; a Commit's and Ingest's values appear as the raw msgpack
+of their array. `frame` is the body with its length in front.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+
+from australis.protocol import messages as m
+from australis.protocol.frames import frame
+from tests.unit.test_protocol import plain
+
+TXID = bytes(range(16))
+KEY = bytes.fromhex("0000000500004001") + b"\x02" + (1 << 63 | 42).to_bytes(8, "big")
+
+
+def raw(values: list[bytes | None]) -> msgspec.Raw:
+    """Values of a write set."""
+    return msgspec.Raw(msgspec.msgpack.encode(values))
+
+
+def vectors() -> list[tuple[str, m.AnyMessage]]:
+    """All examples."""
+    return [
+        ("hello of a client", m.Hello(1, bytes(range(16, 32)), "qp", 0)),
+        ("hello of the service", m.Hello(1, bytes(range(16, 32)), "commit", 300)),
+        (
+            "commit of one row",
+            m.Commit(
+                7, TXID, 1, 1_795_000_000_000_000_001, 0, [KEY], b"\x02", raw([b"row"]), [], [5 << 32 | 16385], None, []
+            ),
+        ),
+        (
+            "commit with everything",
+            m.Commit(
+                7,
+                TXID,
+                2,
+                1_795_000_000_000_000_001,
+                1,
+                [KEY, KEY + b"\x01", KEY + b"\x02", KEY + b"\x03", bytes(7) + b"\x01" + (12).to_bytes(8, "big")],
+                bytes([0x03, 0x13, 0x08, 0x27, 0x07]),
+                raw([b"x" * 300, None, None, None, b"record"]),
+                [(KEY, KEY + b"\xff", 0)],
+                [5 << 32 | 16385, 0xFFFFFFFF << 32 | 1],
+                (12, [5 << 32 | 16385], [5 << 32 | 16390]),
+                [5 << 32 | 16400],
+            ),
+        ),
+        ("committed", m.CommitReply(TXID, m.Outcome.COMMITTED, 1_795_000_000_000_000_002, "")),
+        ("conflict", m.CommitReply(TXID, m.Outcome.CONFLICT, 0, "change conflicts with another transaction")),
+        ("resolve", m.Resolve(TXID, 1_795_000_000_000_000_001)),
+        ("resolve reply", m.ResolveReply(TXID, m.Outcome.KILLED, 0)),
+        ("ingest", m.Ingest(7, TXID, 3, [KEY, KEY + b"\x01"], b"\x03\x03", raw([b"a", b"b"]))),
+        ("ingest reply", m.IngestReply(TXID, 3, 0, 1_795_000_000_000_000_003)),
+        ("drop", m.Drop([5 << 32 | 16400, 5 << 32 | 16401])),
+        ("error", m.Error("08P01", "not a message of the protocol")),
+        ("get", m.Get(1, 1_795_000_000_000_000_003, [KEY])),
+        ("get reply", m.GetReply(1, m.ReadStatus.OK, b"\0\0\0\0\xff\xff\xff\xff" + bytes(8))),
+        ("scan", m.Scan(2, 1_795_000_000_000_000_003, KEY[:8], KEY[:7] + b"\x02", True, 65536, 100)),
+        ("scan reply", m.ScanReply(2, m.ReadStatus.OK, True, b"")),
+        ("stats", m.Stats(3, [5 << 32 | 16400])),
+        ("stats reply", m.StatsReply(3, [(5 << 32 | 16400, 10, 1234)])),
+        ("status", m.Status()),
+        ("status reply", m.StatusReply({"pid": 1, "rate": 1.5, "state": "following"})),
+        ("subscribe", m.Subscribe(10, 2, TXID, 1_795_000_000_000_000_003)),
+        ("feed start", m.FeedStart(m.FeedStatus.OK, 3, -1, 10, 2, TXID, 4096)),
+        ("feed record", m.FeedRecord(11, 3, TXID, 2, 0, 1_795_000_000_000_000_004, TXID, b"body")),
+        ("applied", m.Applied(11, 1_795_000_000_000_000_004)),
+        ("trim", m.Trim(9)),
+    ]
+
+
+def main() -> None:
+    """Write the file."""
+    content = [
+        {
+            "name": name,
+            "message": type(message).__name__,
+            "fields": [plain(item) for item in msgspec.structs.astuple(message)],
+            "body": m.encode(message).hex(),
+            "frame": frame(m.encode(message)).hex(),
+        }
+        for name, message in vectors()
+    ]
+    (Path(__file__).parent / "messages.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
