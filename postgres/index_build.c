@@ -46,12 +46,20 @@
 /*
  * What is sorted: key, value, and a trailer that says where they part.  No
  * key is a prefix of another, so the order of the whole is that of the keys.
+ *
+ * The sort's abbreviated keys are the first 8 bytes, so these had better
+ * differ: the relation id is left out and so is the first column's marker.
+ * Entries whose first column is NULL are therefore sorted on their own; they
+ * come before or after all others.
  */
 typedef struct SortTrailer
 {
 	uint16		key_len;
-	uint16		unique_len;		/* leading bytes that must be unique, or 0 */
+	uint16		unique_len;		/* leading bytes that must be unique */
+	bool		must_be_unique;
 } SortTrailer;
+
+#define SKIPPED_LEN 9
 
 typedef struct BuildState
 {
@@ -59,11 +67,24 @@ typedef struct BuildState
 	Relation	index;
 	IndexShape	shape;
 	Tuplesortstate *sort;
+	Tuplesortstate *null_sort;	/* made when it is needed */
+	MemoryContext context;
 	MemoryContext row_context;
 	StringInfoData key;
 	StringInfoData item;
 	double		entries;
 } BuildState;
+
+static Tuplesortstate *
+begin_sort(BuildState *b, int work_mem)
+{
+	MemoryContext old = MemoryContextSwitchTo(b->context);
+	Tuplesortstate *sort = tuplesort_begin_datum(BYTEAOID, BYTEA_LESS_OPERATOR, InvalidOid, false,
+												 work_mem, NULL, TUPLESORT_NONE);
+
+	MemoryContextSwitchTo(old);
+	return sort;
+}
 
 static void
 build_callback(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool alive, void *arg)
@@ -74,8 +95,11 @@ build_callback(Relation index, ItemPointer tid, Datum *values, bool *isnull, boo
 	bool		suffixed;
 	bool		has_null = false;
 	int			prefix;
-	SortTrailer trailer = {0, 0};
+	SortTrailer trailer = {0};
 	struct varlena *datum;
+	const char *key;
+	char	   *p;
+	Size		size;
 
 	if (!au_tid_lookup(tid, &row))
 		elog(ERROR, "row (%u,%u) to be indexed in \"%s\" is not known",
@@ -85,19 +109,27 @@ build_callback(Relation index, ItemPointer tid, Datum *values, bool *isnull, boo
 		has_null |= isnull[i];
 
 	prefix = au_index_key(&b->key, index, &b->shape, values, isnull, row.key, &suffixed);
-	trailer.key_len = (uint16) b->key.len;
+	key = b->key.data + SKIPPED_LEN;
+	trailer.key_len = (uint16) (b->key.len - SKIPPED_LEN);
 	if ((b->shape.unique || b->shape.deferrable) && !(has_null && b->shape.nulls_distinct))
-		trailer.unique_len = (uint16) prefix;
+	{
+		trailer.unique_len = (uint16) (prefix - SKIPPED_LEN);
+		trailer.must_be_unique = true;
+	}
 
 	/* the value is built at a multiple of 8, then moved up to the key */
 	resetStringInfo(&b->item);
 	au_index_value(&b->item, index, values, isnull, row.key);
-	datum = palloc(VARHDRSZ + b->key.len + b->item.len + sizeof(trailer));
-	SET_VARSIZE(datum, VARHDRSZ + b->key.len + b->item.len + sizeof(trailer));
-	memcpy(VARDATA(datum), b->key.data, b->key.len);
-	memcpy(VARDATA(datum) + b->key.len, b->item.data, b->item.len);
-	memcpy(VARDATA(datum) + b->key.len + b->item.len, &trailer, sizeof(trailer));
-	tuplesort_putdatum(b->sort, PointerGetDatum(datum), false);
+	size = VARHDRSZ + trailer.key_len + b->item.len + sizeof(trailer);
+	datum = palloc(size);
+	SET_VARSIZE(datum, size);
+	p = VARDATA(datum);
+	memcpy(p, key, trailer.key_len);
+	memcpy(p + trailer.key_len, b->item.data, b->item.len);
+	memcpy(p + trailer.key_len + b->item.len, &trailer, sizeof(trailer));
+	if (isnull[0] && b->null_sort == NULL)
+		b->null_sort = begin_sort(b, Max(maintenance_work_mem / 8, 64));
+	tuplesort_putdatum(isnull[0] ? b->null_sort : b->sort, PointerGetDatum(datum), false);
 	b->entries += 1;
 
 	MemoryContextSwitchTo(old);
@@ -111,7 +143,9 @@ typedef struct Chunk
 	IngestEntry *entries;
 	int			n;
 	Size		bytes;
+	double		flushed;		/* entries in chunks before */
 	bool		ingest;
+	bool		any_unique;		/* a key that must be unique came before */
 } Chunk;
 
 static void
@@ -127,6 +161,8 @@ flush_chunk(Chunk *chunk)
 			(void) au_wb_put(chunk->entries[i].key, chunk->entries[i].value,
 							 GetCurrentCommandId(true), LockTupleExclusive, true);
 	}
+	chunk->flushed += chunk->n;
+	pgstat_progress_update_param(PROGRESS_CREATEIDX_TUPLES_DONE, (int64) chunk->flushed);
 	MemoryContextReset(chunk->context);
 	chunk->n = 0;
 	chunk->bytes = 0;
@@ -148,22 +184,27 @@ raise_not_unique(BuildState *b, Bytes value)
 			 errtableconstraint(b->heap, RelationGetRelationName(b->index))));
 }
 
+/* Write out one of the sorts; nothing is duplicated across the two. */
 static void
-write_entries(BuildState *b)
+write_sorted(BuildState *b, Tuplesortstate *sort, Chunk *chunk, bool null_first_column)
 {
-	Chunk		chunk = {0};
 	StringInfoData last;		/* unique part of the previous key */
-	bool		last_unique = false;
 	Datum		datum;
 	bool		isnull;
-	double		done = 0;
+	StringInfoData skipped;		/* what was left out of all these keys */
 
-	chunk.context = AllocSetContextCreate(CurrentMemoryContext, "index build chunk", ALLOCSET_DEFAULT_SIZES);
-	chunk.entries = palloc_array(IngestEntry, CHUNK_ENTRIES);
-	chunk.ingest = au_storage_unpublished(b->index);
 	initStringInfo(&last);
+	initStringInfo(&skipped);
+	au_key_append_relid(&skipped, au_relid(b->index));
+	if (null_first_column)
+		au_key_append(&skipped, &b->shape.columns[0], (Datum) 0, true);
+	else
+		appendStringInfoChar(&skipped, 0x02);
+	Assert(skipped.len == SKIPPED_LEN);
 
-	while (tuplesort_getdatum(b->sort, true, false, &datum, &isnull, NULL))
+	tuplesort_performsort(sort);
+	pgstat_progress_update_param(PROGRESS_CREATEIDX_SUBPHASE, PROGRESS_BTREE_PHASE_LEAF_LOAD);
+	while (tuplesort_getdatum(sort, true, false, &datum, &isnull, NULL))
 	{
 		struct varlena *item = (struct varlena *) DatumGetPointer(datum);
 		const uint8 *data = (const uint8 *) VARDATA_ANY(item);
@@ -171,44 +212,62 @@ write_entries(BuildState *b)
 		SortTrailer trailer;
 		IngestEntry *e;
 		uint8	   *copy;
+		Size		value_at;
 
 		CHECK_FOR_INTERRUPTS();
 		len -= sizeof(trailer);
 		memcpy(&trailer, data + len, sizeof(trailer));
 
 		/* the copy keeps the value at a multiple of 8 */
-		copy = MemoryContextAlloc(chunk.context, TYPEALIGN(8, trailer.key_len) + len - trailer.key_len);
-		e = &chunk.entries[chunk.n++];
+		value_at = TYPEALIGN(8, SKIPPED_LEN + trailer.key_len);
+		copy = MemoryContextAlloc(chunk->context, value_at + len - trailer.key_len);
+		e = &chunk->entries[chunk->n++];
 		e->key.data = copy;
-		e->key.len = trailer.key_len;
-		memcpy(copy, data, trailer.key_len);
-		e->value.data = copy + TYPEALIGN(8, trailer.key_len);
+		e->key.len = SKIPPED_LEN + trailer.key_len;
+		memcpy(copy, skipped.data, SKIPPED_LEN);
+		memcpy(copy + SKIPPED_LEN, data, trailer.key_len);
+		e->value.data = copy + value_at;
 		e->value.len = len - trailer.key_len;
-		memcpy((uint8 *) e->value.data, data + trailer.key_len, e->value.len);
-		chunk.bytes += e->key.len + e->value.len;
+		memcpy(copy + value_at, data + trailer.key_len, e->value.len);
+		chunk->bytes += e->key.len + e->value.len;
 
-		if (trailer.unique_len != 0)
+		if (trailer.must_be_unique)
 		{
-			if (last_unique && last.len == trailer.unique_len && memcmp(last.data, data, last.len) == 0)
+			if (last.len == trailer.unique_len && chunk->any_unique &&
+				memcmp(last.data, data, last.len) == 0)
 				raise_not_unique(b, e->value);
 			resetStringInfo(&last);
 			appendBinaryStringInfo(&last, (const char *) data, trailer.unique_len);
-			last_unique = true;
+			chunk->any_unique = true;
 		}
 
-		if (chunk.n == CHUNK_ENTRIES || chunk.bytes >= CHUNK_BYTES)
-		{
-			done += chunk.n;
-			flush_chunk(&chunk);
-			pgstat_progress_update_param(PROGRESS_CREATEIDX_TUPLES_DONE, (int64) done);
-		}
+		if (chunk->n == CHUNK_ENTRIES || chunk->bytes >= CHUNK_BYTES)
+			flush_chunk(chunk);
 	}
-	done += chunk.n;
+	chunk->any_unique = false;
+	tuplesort_end(sort);
+	pfree(last.data);
+	pfree(skipped.data);
+}
+
+static void
+write_entries(BuildState *b)
+{
+	Chunk		chunk = {0};
+	bool		nulls_first = b->shape.columns[0].nulls_first;
+
+	chunk.context = BumpContextCreate(CurrentMemoryContext, "index build chunk", 0,
+									  1024 * 1024, 1024 * 1024);
+	chunk.entries = palloc_array(IngestEntry, CHUNK_ENTRIES);
+	chunk.ingest = au_storage_unpublished(b->index);
+	if (b->null_sort != NULL && nulls_first)
+		write_sorted(b, b->null_sort, &chunk, true);
+	write_sorted(b, b->sort, &chunk, false);
+	if (b->null_sort != NULL && !nulls_first)
+		write_sorted(b, b->null_sort, &chunk, true);
 	flush_chunk(&chunk);
-	pgstat_progress_update_param(PROGRESS_CREATEIDX_TUPLES_DONE, (int64) done);
 	MemoryContextDelete(chunk.context);
 	pfree(chunk.entries);
-	pfree(last.data);
 }
 
 IndexBuildResult *
@@ -239,8 +298,8 @@ au_index_build(Relation heap, Relation index, IndexInfo *info)
 	initStringInfo(&b.item);
 
 	pgstat_progress_update_param(PROGRESS_CREATEIDX_SUBPHASE, PROGRESS_BTREE_PHASE_INDEXBUILD_TABLESCAN);
-	b.sort = tuplesort_begin_datum(BYTEAOID, BYTEA_LESS_OPERATOR, InvalidOid, false,
-								   maintenance_work_mem, NULL, TUPLESORT_NONE);
+	b.context = context;
+	b.sort = begin_sort(&b, maintenance_work_mem);
 	MemoryContextSwitchTo(old);
 
 	result->heap_tuples = table_index_build_scan(heap, index, info, true, true, build_callback, &b, NULL);
@@ -248,12 +307,9 @@ au_index_build(Relation heap, Relation index, IndexInfo *info)
 	pgstat_progress_update_param(PROGRESS_CREATEIDX_TUPLES_TOTAL, (int64) b.entries);
 
 	pgstat_progress_update_param(PROGRESS_CREATEIDX_SUBPHASE, PROGRESS_BTREE_PHASE_PERFORMSORT_1);
-	tuplesort_performsort(b.sort);
-	pgstat_progress_update_param(PROGRESS_CREATEIDX_SUBPHASE, PROGRESS_BTREE_PHASE_LEAF_LOAD);
 	old = MemoryContextSwitchTo(context);
 	write_entries(&b);
 	MemoryContextSwitchTo(old);
-	tuplesort_end(b.sort);
 	MemoryContextDelete(context);
 	return result;
 }
