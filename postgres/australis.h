@@ -370,6 +370,9 @@ extern FetchedRow au_fetched_row;
 extern Tau	au_tau_start(void);
 extern bool au_has_tau_start(void);
 
+/* Read as of another running transaction's time (exported snapshots). */
+extern void au_adopt_tau_start(Tau tau);
+
 /* 16 bytes, new per transaction; xmin derives from it */
 extern const uint8 *au_txid(void);
 extern uint32 au_xmin(void);
@@ -407,13 +410,16 @@ extern bool au_has_ingested(RelId relid);
 extern void au_flush_if_large(Relation rel);
 extern void au_flush_relation(Relation rel);
 
-/* Send one chunk (docs/formats.md, Ingest); waits for durability. */
+/*
+ * Send rows of an unpublished storage id (docs/formats.md, Ingest).  Durable,
+ * and visible to later reads of this transaction, when those happen.
+ */
 typedef struct IngestEntry
 {
 	Bytes		key;
 	Bytes		value;
 } IngestEntry;
-extern Tau	au_ingest(const IngestEntry *entries, int n);
+extern void au_ingest(const IngestEntry *entries, int n);
 
 /* Commit only these key/values, at once, outside the current transaction. */
 extern void au_commit_autonomous(Bytes key, Bytes value);
@@ -457,6 +463,9 @@ typedef enum AuService
  */
 extern bool au_call(AuService service, StringInfo request, MpReader *reply, int timeout_ms);
 extern bool au_send(AuService service, StringInfo request);
+
+/* Another request behind those that wait for answers. */
+extern bool au_send_more(AuService service, StringInfo request);
 
 /* A message without an answer, on an existing connection; raises nothing. */
 extern void au_send_unanswered(AuService service, StringInfo message);
@@ -554,6 +563,7 @@ typedef enum PageWord
 	PAGE_HORIZON = 8,
 	PAGE_COMMIT_PID = 9,
 	PAGE_STORAGE_PID = 10,
+	PAGE_STORE = 11,			/* changes when the store's files are replaced */
 	PAGE_SLOTS = 512
 } PageWord;
 

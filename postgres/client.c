@@ -37,7 +37,7 @@ typedef struct Connection
 {
 	int			fd;
 	WaitEventSet *events;		/* socket, latch, postmaster death */
-	bool		busy;			/* a request is out: after an error, void */
+	int			expected;		/* answers still to come: after an error, void */
 	int64		generation;		/* from the service's Hello */
 	StringInfoData in;
 	int			consumed;		/* bytes of `in` already given out */
@@ -63,7 +63,7 @@ au_disconnect(AuService service)
 	close(c->fd);
 	ReleaseExternalFD();
 	c->fd = -1;
-	c->busy = false;
+	c->expected = 0;
 }
 
 int64
@@ -311,7 +311,7 @@ try_connect(AuService service)
 	}
 	resetStringInfo(&c->in);
 	c->consumed = 0;
-	c->busy = true;
+	c->expected = 1;
 
 	initStringInfo(&hello);
 	au_mp_array(&hello, 5);
@@ -340,7 +340,7 @@ try_connect(AuService service)
 	au_mp_skip(&reply);
 	au_mp_skip(&reply);
 	c->generation = au_mp_read_int(&reply);
-	c->busy = false;
+	c->expected = 0;
 	return true;
 }
 
@@ -352,7 +352,7 @@ ensure_connected(AuService service)
 	int			waited = 0;
 	int			pause = 1;
 
-	if (c->busy)
+	if (c->expected > 0)
 		au_disconnect(service);
 	if (c->fd >= 0)
 		return;
@@ -383,7 +383,21 @@ au_send(AuService service, StringInfo request)
 	Connection *c = &connections[service];
 
 	ensure_connected(service);
-	c->busy = true;
+	c->expected = 1;
+	if (send_frame(c, request))
+		return true;
+	au_disconnect(service);
+	return false;
+}
+
+bool
+au_send_more(AuService service, StringInfo request)
+{
+	Connection *c = &connections[service];
+
+	if (c->fd < 0)
+		return false;
+	c->expected++;
 	if (send_frame(c, request))
 		return true;
 	au_disconnect(service);
@@ -400,7 +414,7 @@ au_receive(AuService service, MpReader *reply, int timeout_ms, bool watch_cancel
 		return AU_LOST;
 	got = receive_frame(c, reply, timeout_ms, watch_cancel);
 	if (got == AU_RECEIVED)
-		c->busy = false;
+		c->expected--;
 	else if (got == AU_LOST)
 		au_disconnect(service);
 	return got;
@@ -435,7 +449,7 @@ au_send_unanswered(AuService service, StringInfo message)
 	struct iovec iov[2] = {{&len, 4}, {message->data, message->len}};
 	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 2};
 
-	if (c->fd < 0 || c->busy)
+	if (c->fd < 0 || c->expected > 0)
 		return;
 	/* all or nothing: half a frame would garble what follows */
 	if (sendmsg(c->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t) (len + 4))

@@ -15,19 +15,42 @@
  */
 #include "australis.h"
 
+#include "access/xact.h"
 #include "executor/executor.h"
 #include "nodes/plannodes.h"
+#include "nodes/primnodes.h"
 #include "optimizer/planner.h"
+#include "utils/fmgroids.h"
 
 static planner_hook_type prev_planner = NULL;
 static ExecutorRun_hook_type prev_run = NULL;
 static ExecutorFinish_hook_type prev_finish = NULL;
 
+/* SELECT pg_export_snapshot(), as pg_dump says it */
+static bool
+exports_snapshot(const Query *query)
+{
+	if (!IsolationUsesXactSnapshot() || query->commandType != CMD_SELECT || query->jointree->fromlist != NIL)
+		return false;
+	foreach_node(TargetEntry, entry, query->targetList)
+	{
+		if (IsA(entry->expr, FuncExpr) && ((FuncExpr *) entry->expr)->funcid == F_PG_EXPORT_SNAPSHOT)
+			return true;
+	}
+	return false;
+}
+
 static PlannedStmt *
 plan(Query *parse, const char *query_string, int cursor_options, ParamListInfo params)
 {
 	if (au_enabled)
+	{
 		cursor_options &= ~CURSOR_OPT_PARALLEL_OK;
+
+		/* whoever imports the snapshot takes this transaction's time */
+		if (exports_snapshot(parse))
+			(void) au_tau_start();
+	}
 	if (prev_planner)
 		return prev_planner(parse, query_string, cursor_options, params);
 	return standard_planner(parse, query_string, cursor_options, params);

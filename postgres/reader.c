@@ -37,6 +37,7 @@ static Store *store = NULL;
 static StoreReader *reader = NULL;
 static bool exit_registered = false;
 static Tau	fresh = 0;			/* storage is known to have applied this */
+static int64 opened = 0;		/* which store: PAGE_STORE when we opened it */
 static int64 request_id = 0;
 
 static void
@@ -100,6 +101,7 @@ attached(void)
 	INSTR_TIME_SET_CURRENT(start);
 	for (;;)
 	{
+		opened = au_page_read(PAGE_STORE);
 		status = store_open_reader(au_storage_directory, au_page_cluster(), &store);
 		if (status == STORE_OK)
 			break;
@@ -134,6 +136,15 @@ wait_fresh(Tau tau)
 				now;
 	int			spins = 0;
 
+	/*
+	 * The owner may have rebuilt the store: the file that we have mapped would
+	 * stay as it was for ever.
+	 */
+	if (store && au_page_read(PAGE_STORE) != opened)
+	{
+		close_store(0, 0);
+		fresh = 0;
+	}
 	if (tau <= fresh || tau == AU_TAU_EMPTY)
 		return;
 	INSTR_TIME_SET_ZERO(start);
@@ -157,12 +168,6 @@ wait_fresh(Tau tau)
 		CHECK_FOR_INTERRUPTS();
 		pg_usleep(spins < 400 ? 20 : spins < 1000 ? 100 : 1000);
 	}
-	/*
-	 * The owner may have rebuilt the store meanwhile: the file that we have
-	 * mapped would stay as it was for ever.
-	 */
-	if (spins > 0 && store && store_replaced(store))
-		close_store(0, 0);
 	fresh = tau;
 }
 
@@ -251,13 +256,16 @@ au_read_range(Bytes lo, Bytes hi, bool backward, Tau tau,
 		StoreBytes	h = {hi.data, hi.len};
 		StoreStatus status;
 
-		wait_fresh(tau);
 		for (;;)
 		{
-			StoreReader *r = attached();
+			StoreReader *r;
 
+			wait_fresh(tau);
+			r = attached();
 			into(&batch, buf);
 			status = store_scan_batch(r, l, h, backward, tau, max_rows, max_bytes, &batch, more);
+			if (unlikely(au_page_read(PAGE_STORE) != opened))
+				continue;
 			if (status != STORE_INTERRUPTED)
 				break;
 			CHECK_FOR_INTERRUPTS();
@@ -311,9 +319,14 @@ au_read_key(Bytes key, Tau tau, StringInfo buf)
 		StoreStatus status;
 		bool		found = false;
 
-		wait_fresh(tau);
-		into(&batch, buf);
-		status = store_get(attached(), k, tau, &batch, &found);
+		do
+		{
+			/* a store replaced during the read may have been incomplete */
+			wait_fresh(tau);
+			into(&batch, buf);
+			found = false;
+			status = store_get(attached(), k, tau, &batch, &found);
+		} while (unlikely(au_page_read(PAGE_STORE) != opened));
 		if (status != STORE_OK)
 			report_store(status);
 		done(&batch, buf);

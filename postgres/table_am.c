@@ -381,19 +381,70 @@ report_duplicate(Relation rel, const TableLayout *layout, TupleTableSlot *slot)
 }
 
 /*
- * Rows of a storage id of this very transaction that were not ingested yet
- * cannot be in storage: no look-up there.
+ * Is a row with this key there?  Three answers come without a look-up in
+ * storage: the key is in the write buffer; the storage id is this
+ * transaction's and nothing of it has been ingested; or the key lies behind
+ * the last key that storage had at tau_start, which after some rows of a load
+ * in key order is worth one backward read to know.
  */
+#define LOOKUPS_BEFORE_LAST_KEY 8
+
 static bool
 key_exists(Relation rel, Bytes key)
 {
+	static uint64 known_serial = 0;
+	static RelId known_relid = 0;
+	static int	lookups = 0;
+	static bool have_last = false;
+	static StringInfoData last = {0};
+	RelId		relid = au_relid(rel);
 	KeyEntry	entry;
+	WbVersion  *v = au_wb_lookup(key, InvalidCommandId);
 
-	if (au_storage_unpublished(rel) && !au_has_ingested(au_relid(rel)))
+	if (v != NULL)
+		return v->kind == WB_PUT;
+	if (au_has_ingested(relid))
+		return au_key_lookup(key, InvalidCommandId, &entry);
+	if (au_storage_unpublished(rel))
+		return false;
+
+	if (known_serial != au_transaction_serial() || known_relid != relid)
 	{
-		WbVersion  *v = au_wb_lookup(key, InvalidCommandId);
+		known_serial = au_transaction_serial();
+		known_relid = relid;
+		lookups = 0;
+		have_last = false;
+	}
+	if (have_last && au_compare_bytes(key, as_bytes(&last)) > 0)
+		return false;
+	if (!have_last && ++lookups == LOOKUPS_BEFORE_LAST_KEY)
+	{
+		StringInfoData lo,
+					hi,
+					batch;
+		bool		more;
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 
-		return v != NULL && v->kind == WB_PUT;
+		if (last.data == NULL)
+			initStringInfo(&last);
+		MemoryContextSwitchTo(old);
+		resetStringInfo(&last);
+		relation_range(rel, &lo, &hi);
+		initStringInfo(&batch);
+		au_read_range(as_bytes(&lo), as_bytes(&hi), true, au_read_tau(relid, InvalidCommandId), 1, 1, &batch, &more);
+		if (batch.len > 0)
+		{
+			uint32		klen;
+
+			memcpy(&klen, batch.data, 4);
+			appendBinaryStringInfo(&last, batch.data + 16, klen);
+		}
+		have_last = true;
+		pfree(batch.data);
+		pfree(lo.data);
+		pfree(hi.data);
+		if (au_compare_bytes(key, as_bytes(&last)) > 0)
+			return false;
 	}
 	return au_key_lookup(key, InvalidCommandId, &entry);
 }

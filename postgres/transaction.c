@@ -60,6 +60,7 @@
 
 #define INGEST_CHUNK_BYTES	(8 * 1024 * 1024)
 #define FLUSH_BYTES			(16 * 1024 * 1024)
+#define INGEST_WINDOW		3	/* chunks on their way to the journal */
 #define MAX_READ_RANGES		10000
 
 /* What was ingested for a storage id created in this transaction. */
@@ -91,6 +92,16 @@ static List *noted_relations = NIL; /* of uint64 * */
 static List *ingested_relids = NIL; /* of uint64 * */
 static Ingested *ingested = NULL;
 static int64 ingest_seq = 0;
+
+/* chunks sent and not acknowledged yet, oldest first */
+static struct
+{
+	RelId		relid;
+	CommandId	cid;
+}			in_flight[INGEST_WINDOW + 1];
+static int	nin_flight = 0;
+
+static void ingest_wait(int most);
 
 /* SERIALIZABLE */
 typedef struct ReadRange
@@ -152,6 +163,22 @@ au_tau_start(void)
 		au_ddl_wait_applied(ddl);
 	}
 	return tau_start;
+}
+
+/*
+ * SET TRANSACTION SNAPSHOT: read as of the time of a transaction that is still
+ * running.  The caller checks afterwards that it still does, since only then
+ * storage has kept the versions for both.
+ */
+void
+au_adopt_tau_start(Tau tau)
+{
+	if (tau_start != 0 && tau_start != tau)
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("SET TRANSACTION SNAPSHOT must be called before any query")));
+	au_page_set_slot(tau);
+	tau_start = tau;
 }
 
 bool
@@ -348,6 +375,8 @@ au_storage_unpublished(Relation rel)
 Tau
 au_read_tau(RelId relid, CommandId curcid)
 {
+	if (nin_flight > 0)
+		ingest_wait(0);
 	for (Ingested *i = ingested; i; i = i->next)
 	{
 		if (i->relid == relid)
@@ -383,7 +412,6 @@ note_ingested(RelId relid, CommandId cid, Tau tau)
 		i->cid = cid;
 		i->next = ingested;
 		ingested = i;
-		ingested_relids = list_add(ingested_relids, relid);
 	}
 	if (cid > i->cid)
 	{
@@ -393,21 +421,65 @@ note_ingested(RelId relid, CommandId cid, Tau tau)
 	i->tau = tau;
 }
 
-static Tau
+/* Take answers until at most `most` chunks are on their way. */
+static void
+ingest_wait(int most)
+{
+	while (nin_flight > most)
+	{
+		MpReader	reply;
+		int64		outcome;
+		Tau			tau;
+
+		if (au_receive(AU_COMMIT_SERVICE, &reply, Max(au_service_timeout_ms, 60000), false) != AU_RECEIVED)
+		{
+			nin_flight = 0;
+			au_disconnect(AU_COMMIT_SERVICE);
+			ereport(ERROR,
+					(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+					 errmsg("the commit service went away while rows were loaded"),
+					 errhint("The transaction is rolled back; try again.")));
+		}
+		if (au_mp_read_array(&reply) < 5 || au_mp_read_int(&reply) != TAG_INGEST_REPLY)
+		{
+			nin_flight = 0;
+			au_disconnect(AU_COMMIT_SERVICE);
+			ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected answer to a chunk of rows")));
+		}
+		au_mp_skip(&reply);
+		au_mp_skip(&reply);
+		outcome = au_mp_read_int(&reply);
+		tau = au_mp_read_int(&reply);
+		if (outcome != OUTCOME_COMMITTED)
+		{
+			nin_flight = 0;
+			au_disconnect(AU_COMMIT_SERVICE);
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 errmsg("the commit service refused a chunk of rows"),
+					 errhint("The transaction might succeed if retried.")));
+		}
+		note_ingested(in_flight[0].relid, in_flight[0].cid, tau);
+		nin_flight--;
+		memmove(&in_flight[0], &in_flight[1], sizeof(in_flight[0]) * nin_flight);
+	}
+}
+
+/* Send a chunk; while it is journaled and applied the next one is made. */
+static void
 ingest_chunk(const IngestEntry *entries, int n, CommandId cid)
 {
 	StringInfoData msg;
-	MpReader	reply;
 	uint64		relid;
-	int64		outcome;
-	Tau			tau;
 	uint8	   *modes = palloc(n);
+	bool		sent;
 
 	memset(modes, LockTupleExclusive | MODE_BLIND, n);
-	initStringInfo(&msg);
+	initStringInfoExt(&msg, INGEST_CHUNK_BYTES + INGEST_CHUNK_BYTES / 4);
 	au_mp_array(&msg, 7);
 	au_mp_int(&msg, TAG_INGEST);
-	au_connect(AU_COMMIT_SERVICE);
+	if (nin_flight == 0)
+		au_connect(AU_COMMIT_SERVICE);
 	au_mp_int(&msg, au_service_generation(AU_COMMIT_SERVICE));
 	au_mp_bin(&msg, au_txid(), 16);
 	au_mp_int(&msg, ++ingest_seq);
@@ -420,32 +492,21 @@ ingest_chunk(const IngestEntry *entries, int n, CommandId cid)
 		au_mp_bin(&msg, entries[i].value.data, entries[i].value.len);
 	pfree(modes);
 
-	if (!au_call(AU_COMMIT_SERVICE, &msg, &reply, Max(au_service_timeout_ms, 60000)))
-		ereport(ERROR,
-				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
-				 errmsg("the commit service went away while rows were loaded"),
-				 errhint("The transaction is rolled back; try again.")));
-	if (au_mp_read_array(&reply) < 5 || au_mp_read_int(&reply) != TAG_INGEST_REPLY)
-		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected answer to a chunk of rows")));
-	au_mp_skip(&reply);
-	au_mp_skip(&reply);
-	outcome = au_mp_read_int(&reply);
-	tau = au_mp_read_int(&reply);
-	if (outcome != OUTCOME_COMMITTED)
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("the commit service refused a chunk of rows"),
-				 errhint("The transaction might succeed if retried.")));
-	pfree(msg.data);
 	memcpy(&relid, entries[0].key.data, 8);
-	note_ingested(pg_ntoh64(relid), cid, tau);
-	return tau;
+	sent = nin_flight == 0 ? au_send(AU_COMMIT_SERVICE, &msg) : au_send_more(AU_COMMIT_SERVICE, &msg);
+	pfree(msg.data);
+	in_flight[nin_flight].relid = pg_ntoh64(relid);
+	in_flight[nin_flight].cid = cid;
+	nin_flight++;
+	/* garbage of an abort includes what is on its way */
+	if (!list_has(ingested_relids, pg_ntoh64(relid)))
+		ingested_relids = list_add(ingested_relids, pg_ntoh64(relid));
+	ingest_wait(sent ? INGEST_WINDOW : 0);
 }
 
-Tau
+void
 au_ingest(const IngestEntry *entries, int n)
 {
-	Tau			tau = 0;
 	int			from = 0;
 
 	/* before anything of ours: tau_start <= every chunk's time */
@@ -460,10 +521,9 @@ au_ingest(const IngestEntry *entries, int n)
 			bytes += entries[from + count].key.len + entries[from + count].value.len;
 			count++;
 		}
-		tau = ingest_chunk(entries + from, count, GetCurrentCommandId(false));
+		ingest_chunk(entries + from, count, GetCurrentCommandId(false));
 		from += count;
 	}
-	return tau;
 }
 
 typedef struct FlushState
@@ -539,7 +599,7 @@ flush_relid(RelId relid)
 				bytes += f.entries[from + count].key.len + f.entries[from + count].value.len;
 				count++;
 			}
-			(void) ingest_chunk(f.entries + from, count, f.cid);
+			ingest_chunk(f.entries + from, count, f.cid);
 			from += count;
 		}
 	}
@@ -865,6 +925,8 @@ pre_commit(void)
 	foreach_ptr(uint64, relid, ingested_relids)
 		flush_relid(*relid);
 
+	ingest_wait(0);
+
 	(void) au_tau_start();
 	initStringInfo(&b.keys);
 	initStringInfo(&b.modes);
@@ -955,6 +1017,7 @@ au_commit_autonomous(Bytes key, Bytes value)
 	int64		ddl;
 	int64		outcome;
 
+	ingest_wait(0);
 	memcpy(saved, txid, 16);
 	have_txid = false;
 	au_page_snapshot(&acked, &ddl);
@@ -1018,6 +1081,7 @@ end_transaction(void)
 	noted_relations = NIL;
 	ingested_relids = NIL;
 	ingested = NULL;
+	nin_flight = 0;
 	read_ranges = NULL;
 	nread_ranges = max_read_ranges = 0;
 	commit_state = COMMIT_NONE;

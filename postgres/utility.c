@@ -739,15 +739,6 @@ prepare_statement(Node *stmt, bool top_level)
 				refuse("PREPARE TRANSACTION of a transaction that changed something is",
 					   "A commit is decided once, at COMMIT.");
 			break;
-		case T_VariableSetStmt:
-			{
-				VariableSetStmt *set = (VariableSetStmt *) stmt;
-
-				if (set->kind == VAR_SET_MULTI && strcmp(set->name, "TRANSACTION SNAPSHOT") == 0)
-					refuse("SET TRANSACTION SNAPSHOT is",
-						   "An exported snapshot does not contain the cluster's snapshot time.");
-				break;
-			}
 		case T_CreateTableSpaceStmt:
 			refuse("CREATE TABLESPACE is", "Rows live in the cluster's storage, not in files of this server.");
 			break;
@@ -765,6 +756,37 @@ prepare_statement(Node *stmt, bool top_level)
 		default:
 			break;
 	}
+}
+
+/*
+ * After SET TRANSACTION SNAPSHOT: PostgreSQL's snapshot is for catalogs; rows
+ * are read as of tau_start, which the exporting backend keeps in its slot of
+ * the shared page.  Its number is the first part of the snapshot's name.
+ */
+static void
+import_snapshot(VariableSetStmt *set)
+{
+	const char *name = strVal(&linitial_node(A_Const, set->args)->val);
+	unsigned int procno;
+	unsigned int lxid;
+	unsigned int number;
+	Tau			tau;
+
+	if (sscanf(name, "%08X-%08X-%u", &procno, &lxid, &number) != 3)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid snapshot identifier: \"%s\"", name)));
+	tau = au_page_read(PAGE_SLOTS + 2 * procno);
+	if (tau != 0)
+	{
+		au_adopt_tau_start(tau);
+		if (au_page_read(PAGE_SLOTS + 2 * procno) == tau)
+			return;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("could not import the requested snapshot"),
+			 errdetail("The transaction that exported it is not running anymore, or had not read anything.")));
 }
 
 /* Can this statement change catalogs? */
@@ -853,6 +875,11 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUt
 				copy_database_rows(from, to);
 				break;
 			}
+		case T_VariableSetStmt:
+			if (((VariableSetStmt *) stmt)->kind == VAR_SET_MULTI &&
+				strcmp(((VariableSetStmt *) stmt)->name, "TRANSACTION SNAPSHOT") == 0)
+				import_snapshot((VariableSetStmt *) stmt);
+			break;
 		case T_DropdbStmt:
 			if (OidIsValid(dropped_database))
 				drop_database_rows(dropped_database);

@@ -3,8 +3,10 @@
  * write_buffer.c
  *	  What the current transaction has written: versions per key, in order.
  *
- * Per relation id one red-black tree of entries in key order; an entry holds
- * its versions newest first, each stamped with the command that wrote it, so
+ * Per relation id the entries are in key order: those that came in ascending
+ * order in an array (inserts into tables with hidden keys, loads in key
+ * order), the others in a red-black tree.  An entry holds its versions newest
+ * first, each stamped with the command that wrote it, so
  * that a command never sees its own writes (cmin < curcid).  Row locks are
  * versions without a value.  All versions of the transaction hang on one list
  * in the order of writing; rolling back to a savepoint takes them off its
@@ -33,7 +35,10 @@ typedef struct WbNode
 struct WbRelation
 {
 	RelId		relid;
-	RBTree	   *tree;
+	RBTree	   *tree;			/* NULL until a key comes out of order */
+	WbEntry   **run;			/* ascending */
+	Size		nrun;
+	Size		max_run;
 	MemoryContext context;
 	WbRelation *next;
 	uint64		changes;
@@ -113,7 +118,6 @@ au_wb_relation(RelId relid, bool create)
 	r->relid = relid;
 	/* small blocks first: most transactions write a row or two */
 	r->context = BumpContextCreate(wb_context, "write buffer of a relation", 0, 1024, 1024 * 1024);
-	make_tree(r);
 	r->next = relations;
 	relations = r;
 	last_relation = r;
@@ -137,7 +141,7 @@ au_wb_has_relation(RelId relid)
 {
 	WbRelation *r = au_wb_relation(relid, false);
 
-	return r != NULL && rbt_leftmost(r->tree) != NULL;
+	return r != NULL && (r->nrun > 0 || r->tree != NULL);
 }
 
 bool
@@ -165,31 +169,91 @@ account(WbRelation *r, Size bytes)
 				 errhint("Split the work into several transactions.")));
 }
 
+/* Number of entries of the run that are below key (or equal to it, if so asked). */
+static Size
+run_below(WbRelation *r, Bytes key, bool or_equal)
+{
+	Size		lo = 0;
+	Size		hi = r->nrun;
+
+	while (lo < hi)
+	{
+		Size		mid = (lo + hi) / 2;
+		int			c = au_compare_bytes(r->run[mid]->key, key);
+
+		if (c < 0 || (or_equal && c == 0))
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo;
+}
+
+static WbEntry *
+find_entry(WbRelation *r, Bytes key)
+{
+	if (r->nrun > 0 && au_compare_bytes(r->run[r->nrun - 1]->key, key) >= 0)
+	{
+		WbEntry    *e = r->run[run_below(r, key, false)];
+
+		if (au_compare_bytes(e->key, key) == 0)
+			return e;
+	}
+	if (r->tree)
+	{
+		WbNode		probe;
+		WbNode	   *found;
+
+		probe.entry.key = key;
+		found = (WbNode *) rbt_find(r->tree, &probe.node);
+		return found ? &found->entry : NULL;
+	}
+	return NULL;
+}
+
 static WbEntry *
 get_entry(Bytes key)
 {
 	WbRelation *r = au_wb_relation(key_relid(key), true);
-	WbNode		probe;
-	WbNode	   *found;
+	WbEntry    *e = find_entry(r, key);
 	uint8	   *copy;
 
-	probe.entry.key = key;
-	found = (WbNode *) rbt_find(r->tree, &probe.node);
-	if (found == NULL)
+	r->changes++;
+	if (e != NULL)
+		return e;
+
+	account(r, sizeof(WbNode) + key.len);
+	copy = MemoryContextAlloc(r->context, key.len);
+	memcpy(copy, key.data, key.len);
+	if (r->nrun == 0 || au_compare_bytes(r->run[r->nrun - 1]->key, key) < 0)
 	{
+		if (r->nrun == r->max_run)
+		{
+			Size		n = Max(r->max_run * 2, 8);
+
+			r->run = r->run ? repalloc_huge(r->run, sizeof(WbEntry *) * n)
+				: MemoryContextAlloc(wb_context, sizeof(WbEntry *) * n);
+			r->max_run = n;
+		}
+		e = MemoryContextAlloc(r->context, sizeof(WbEntry));
+		r->run[r->nrun++] = e;
+	}
+	else
+	{
+		WbNode		probe;
 		bool		isnew;
 
-		account(r, sizeof(WbNode) + key.len);
-		copy = MemoryContextAlloc(r->context, key.len);
-		memcpy(copy, key.data, key.len);
-		probe.entry.relation = r;
-		probe.entry.newest = NULL;
+		if (r->tree == NULL)
+			make_tree(r);
 		probe.entry.key.data = copy;
 		probe.entry.key.len = key.len;
-		found = (WbNode *) rbt_insert(r->tree, &probe.node, &isnew);
+		e = &((WbNode *) rbt_insert(r->tree, &probe.node, &isnew))->entry;
 	}
-	r->changes++;
-	return &found->entry;
+	e->relation = r;
+	e->newest = NULL;
+	e->key.data = copy;
+	e->key.len = key.len;
+	return e;
 }
 
 static WbVersion *
@@ -239,19 +303,13 @@ au_wb_lock(Bytes key, LockTupleMode mode)
 
 	if (r != NULL)
 	{
-		WbNode		probe;
-		WbNode	   *found;
+		WbEntry    *e = find_entry(r, key);
 
 		/* already held as strongly: loops that lock the same parent row */
-		probe.entry.key = key;
-		found = (WbNode *) rbt_find(r->tree, &probe.node);
-		if (found != NULL)
+		for (WbVersion *v = e ? e->newest : NULL; v; v = v->older)
 		{
-			for (WbVersion *v = found->entry.newest; v; v = v->older)
-			{
-				if (!v->blind && v->mode >= mode)
-					return;
-			}
+			if (!v->blind && v->mode >= mode)
+				return;
 		}
 	}
 	(void) add_version(key, none, WB_LOCK, FirstCommandId, mode, false);
@@ -272,37 +330,74 @@ WbVersion *
 au_wb_lookup(Bytes key, CommandId curcid)
 {
 	WbRelation *r = au_wb_relation(key_relid(key), false);
-	WbNode		probe;
-	WbNode	   *found;
+	WbEntry    *e = r ? find_entry(r, key) : NULL;
 
-	if (r == NULL)
-		return NULL;
-	probe.entry.key = key;
-	found = (WbNode *) rbt_find(r->tree, &probe.node);
-	return found ? au_wb_visible(&found->entry, curcid) : NULL;
+	return e ? au_wb_visible(e, curcid) : NULL;
 }
 
 WbEntry *
 au_wb_seek(WbRelation *relation, Bytes key, bool backward, bool equal)
 {
-	WbNode		probe;
-	WbNode	   *found;
+	WbEntry    *in_run = NULL;
+	WbEntry    *in_tree = NULL;
 
-	probe.entry.key = key;
-	found = (WbNode *) (backward ? rbt_find_less(relation->tree, &probe.node, equal)
-						: rbt_find_great(relation->tree, &probe.node, equal));
-	return found ? &found->entry : NULL;
+	if (relation->nrun > 0)
+	{
+		if (backward)
+		{
+			Size		n = run_below(relation, key, equal);
+
+			if (n > 0)
+				in_run = relation->run[n - 1];
+		}
+		else
+		{
+			Size		n = run_below(relation, key, !equal);
+
+			if (n < relation->nrun)
+				in_run = relation->run[n];
+		}
+	}
+	if (relation->tree)
+	{
+		WbNode		probe;
+		WbNode	   *found;
+
+		probe.entry.key = key;
+		found = (WbNode *) (backward ? rbt_find_less(relation->tree, &probe.node, equal)
+							: rbt_find_great(relation->tree, &probe.node, equal));
+		in_tree = found ? &found->entry : NULL;
+	}
+	if (in_run == NULL)
+		return in_tree;
+	if (in_tree == NULL)
+		return in_run;
+	return (au_compare_bytes(in_run->key, in_tree->key) < 0) == !backward ? in_run : in_tree;
 }
 
 void
 au_wb_walk_relation(WbRelation *relation, WbVisitor visitor, void *arg)
 {
 	RBTreeIterator iter;
-	WbNode	   *node;
+	WbNode	   *node = NULL;
+	Size		i = 0;
 
-	rbt_begin_iterate(relation->tree, LeftRightWalk, &iter);
-	while ((node = (WbNode *) rbt_iterate(&iter)) != NULL)
-		visitor(&node->entry, arg);
+	if (relation->tree)
+	{
+		rbt_begin_iterate(relation->tree, LeftRightWalk, &iter);
+		node = (WbNode *) rbt_iterate(&iter);
+	}
+	while (i < relation->nrun || node != NULL)
+	{
+		if (node == NULL ||
+			(i < relation->nrun && au_compare_bytes(relation->run[i]->key, node->entry.key) < 0))
+			visitor(relation->run[i++], arg);
+		else
+		{
+			visitor(&node->entry, arg);
+			node = (WbNode *) rbt_iterate(&iter);
+		}
+	}
 }
 
 void
@@ -326,7 +421,8 @@ au_wb_clear_relation(WbRelation *relation)
 			link = &(*link)->written_before;
 	}
 	MemoryContextReset(relation->context);
-	make_tree(relation);
+	relation->tree = NULL;
+	relation->nrun = 0;
 	total_bytes -= relation->bytes;
 	relation->bytes = 0;
 	relation->changes++;
