@@ -108,7 +108,10 @@ def _compare_results(item: Item, a: Result, b: Result) -> list[Difference]:
         for aspect in ("message", "detail", "hint", "context", "position"):
             if a.error.get(aspect) != b.error.get(aspect) and (item.compare is Compare.ALL or aspect == "message"):
                 out.append(Difference(aspect, a.error.get(aspect, ""), b.error.get(aspect, "")))
-        names = [" ".join(f"{k}={e[k]}" for k in _OBJECT if k in e) for e in (a.error, b.error)]
+        names = [
+            re.sub(r"pg_temp_\d+", "pg_temp", " ".join(f"{k}={e[k]}" for k in _OBJECT if k in e))
+            for e in (a.error, b.error)
+        ]
         if names[0] != names[1]:
             out.append(Difference("object", names[0], names[1]))
         return out

@@ -10,7 +10,7 @@ statement unless said otherwise:
     --@ ignore                 run, compare nothing (clean-up)
     --@ params ["1", null]     extended protocol with these text parameters
     --@ binary                 extended protocol, results in binary
-    --@ save NAME              keep the first value of the result; ${NAME} in later statements stands for it
+    --@ save NAME              keep the first value of the result (implies shape); ${NAME} stands for it later
     --@ prepare NAME           (protocol level) prepare the next statement under this name
     --@ execute NAME ["1"]     execute it; stands alone
     --@ session NAME           all that follows runs in this session (stands alone; the first is "main")
@@ -251,7 +251,7 @@ def _statement(text: str, line: int, words: list[str], pending: dict[str, str]) 
         compare = Compare.NOTHING
     elif "smoke" in pending or words[:1] == ["explain"]:
         compare = Compare.SMOKE
-    elif "shape" in pending:
+    elif "shape" in pending or "save" in pending:
         compare = Compare.SHAPE
     return Item(
         Action.STATEMENT,

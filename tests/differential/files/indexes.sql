@@ -97,7 +97,7 @@ DROP INDEX t_pkey;
 ALTER INDEX i6 SET (fillfactor = 50);
 ALTER INDEX i5 ALTER COLUMN 1 SET STATISTICS 100;
 COMMENT ON INDEX i5 IS 'expression';
-SELECT indexrelid::regclass, indisvalid, indisunique, indnkeyatts, indnatts, pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = 't'::regclass ORDER BY 1::text;
+SELECT indexrelid::regclass::text, indisvalid, indisunique, indnkeyatts, indnatts, pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = 't'::regclass ORDER BY 1;
 SELECT pg_get_indexdef('i5'::regclass, 2, true), pg_get_expr(indpred, indrelid) FROM pg_index WHERE indexrelid = 'i4'::regclass;
 -- uniqueness in all its forms
 CREATE TABLE u (a int, b text, c int);

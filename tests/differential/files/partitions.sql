@@ -59,7 +59,7 @@ CREATE TABLE h0 PARTITION OF h FOR VALUES WITH (MODULUS 3, REMAINDER 0);
 CREATE TABLE h1 PARTITION OF h FOR VALUES WITH (MODULUS 3, REMAINDER 1);
 CREATE TABLE h2 PARTITION OF h FOR VALUES WITH (MODULUS 3, REMAINDER 2);
 INSERT INTO h SELECT i, 'h' || i FROM generate_series(1, 50) i;
-SELECT tableoid::regclass, count(*) FROM h GROUP BY 1 ORDER BY 1::text;
+SELECT tableoid::regclass::text, count(*) FROM h GROUP BY 1 ORDER BY 1;
 SELECT * FROM h WHERE id = 17;
 SELECT id FROM h WHERE id IN (3, 30, 300) ORDER BY id;
 UPDATE h SET id = id + 100 WHERE id < 5 RETURNING id;
@@ -75,7 +75,7 @@ SET enable_partitionwise_aggregate = on;
 SELECT count(*) FROM h a JOIN h b USING (id);
 SELECT id % 2, count(*) FROM h GROUP BY 1 ORDER BY 1;
 SELECT id FROM h ORDER BY id LIMIT 3;
-SELECT relid::regclass, parentrelid::regclass, isleaf, level FROM pg_partition_tree('l') ORDER BY 1::text;
+SELECT relid::regclass::text, parentrelid::regclass, isleaf, level FROM pg_partition_tree('l') ORDER BY 1;
 SELECT pg_get_partkeydef('r'::regclass), pg_get_expr(relpartbound, oid) FROM pg_class WHERE relname = 'r3' AND relnamespace = 'd_partitions'::regnamespace;
 -- inheritance
 CREATE TABLE base (id int PRIMARY KEY, v text);
