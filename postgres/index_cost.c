@@ -29,6 +29,8 @@
 #include "access/relation.h"
 #include "catalog/pg_am.h"
 #include "nodes/pathnodes.h"
+#include "optimizer/cost.h"
+#include "optimizer/optimizer.h"
 #include "optimizer/plancat.h"
 #include "storage/bufpage.h"
 #include "utils/index_selfuncs.h"
@@ -164,6 +166,14 @@ au_index_costestimate(PlannerInfo *root, IndexPath *path, double loop_count,
 
 	if (!primary && au_storage_driver != 0)
 		*correlation = 0;
+
+	/*
+	 * Reading a whole index instead of the table saves nothing here: rows and
+	 * entries come from storage alike, and an entry must still be made into a
+	 * tuple.
+	 */
+	if (path->indexclauses == NIL && path->path.pathtype == T_IndexOnlyScan)
+		*total += info->rel->pages * seq_page_cost + info->tuples * cpu_operator_cost * 4;
 }
 
 static get_relation_info_hook_type prev_relation_info = NULL;
