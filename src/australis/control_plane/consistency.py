@@ -1,14 +1,17 @@
 """`australis check`: is what lies on the disk of a stopped cluster whole, and does storage agree with the journal?
 
-Read-only. What must hold: every problem is one line that names the place; the check goes on behind a problem where it
-can.
+Read-only. What must hold: every problem is one line that names the place; what the next start mends by itself (a store
+that will be rebuilt, an image that will be made again) is a note, not a problem.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from australis.cluster import open_cluster
 from australis.control_plane.layout import Layout
+from australis.query_processor import image
+from australis.storage.check import check_storage
 
 
 @dataclass
@@ -20,5 +23,23 @@ class Findings:
 
 
 def check(layout: Layout) -> Findings:
-    """Check journal, store and snapshots of a stopped cluster whose lock the caller holds."""
-    return Findings()
+    """Check journal, store, snapshots and image of a stopped cluster whose lock the caller holds."""
+    report = check_storage(open_cluster(layout.data))
+    journal = report.journal
+    findings = Findings()
+    say = findings.lines.append
+    say(
+        f"journal: {journal.records} records ({journal.transactions} transactions) in {journal.segments} segments "
+        f"({journal.bytes >> 20} MB), generation {journal.generation}"
+    )
+    left = f", {report.not_compared} older ones not" if report.not_compared else ""
+    say(f"storage: applied up to {report.applied}; {report.compared} keys compared with the journal{left}")
+    say(f"snapshots: {report.snapshots}")
+    for note in report.notes:
+        say(f"note: {note}")
+    if not image.whole(layout.query_processor / "image.tar"):
+        say("note: the query processor's image is missing or damaged; it will be made again at the next start")
+    for problem in report.problems:
+        say(f"PROBLEM: {problem}")
+    findings.bad = len(report.problems)
+    return findings

@@ -113,7 +113,6 @@ class EmbeddedCluster:
             storage_driver=config.storage_driver,
             started=time.time(),
         )
-        self._directory = open_cluster(layout.data, layout.run)
         self._failed: asyncio.Future[object]
 
     @property
@@ -158,6 +157,7 @@ class EmbeddedCluster:
             if killed:
                 log.warning("cluster.leftovers_killed", processes=killed)
         prepare_run(self.layout)
+        self._directory = open_cluster(self.layout.data, self.layout.run)
         self._changed("starting")
         port = self._choose_port()
 
