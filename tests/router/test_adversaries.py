@@ -311,14 +311,12 @@ def test_a_client_that_does_not_read(
     eventually(lambda: backend.backends() == 0, "the backend is gone")
 
 
-def test_half_close(start_router: StartRouter, backend: Backend) -> None:
+def test_half_close(start_router: StartRouter) -> None:
     """A client that only says that it has nothing more to say still gets its answers, as from PostgreSQL."""
-    with backend.maintenance() as connection:
-        connection.execute("ALTER ROLE joan PASSWORD NULL")
     for handover in (True, False):
         router = start_router(handover=handover)
         with unchanged(router), router.socket() as sock:
-            sock.sendall(startup(user="joan"))
+            sock.sendall(startup())
             sock.shutdown(socket.SHUT_WR)
             assert b"SCRAM-SHA-256\0" in everything(sock)
         router.close()
@@ -360,6 +358,7 @@ class FakePostmaster:
         self.upstream = where / ".s.PGSQL.1"
         self.handover = where / "handover.sock"
         self._behave = behave
+        self.failures: list[BaseException] = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self.upstream))
         self.upstream.chmod(0o777)
@@ -374,8 +373,11 @@ class FakePostmaster:
                 with sock:
                     length = int.from_bytes(sock.recv(4, socket.MSG_WAITALL), "big")
                     fields = sock.recv(length - 4, socket.MSG_WAITALL)[4:].split(b"\0")
-                    assert fields[0] == b"australis.session_token"
-                    self._behave(sock, fields[1].decode(), self.handover)
+                    try:
+                        assert fields[0] == b"australis.session_token"
+                        self._behave(sock, fields[1].decode(), self.handover)
+                    except (AssertionError, OSError) as error:
+                        self.failures.append(error)
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -417,6 +419,34 @@ def presents_its_token_twice(sock: socket.socket, token: str, handover: Path) ->
     os.close(descriptors[0])
 
 
+def trusts_anyone(sock: socket.socket, token: str, handover: Path) -> None:
+    """PostgreSQL without our extension."""
+    sock.sendall(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I")
+    sock.settimeout(2)
+    with contextlib.suppress(TimeoutError):
+        assert sock.recv(1) == b"", "a client came through that nobody has asked for a password"
+
+
+@pytest.mark.parametrize("handover", [True, False])
+def test_a_query_processor_without_its_hook_lets_nobody_in(
+    handover: bool, start_router: StartRouter, directory: Path
+) -> None:
+    where = directory / f"trusting-{handover}"
+    where.mkdir()
+    where.chmod(0o777)
+    fake = FakePostmaster(where, trusts_anyone)
+    try:
+        router = start_router(
+            upstream=fake.upstream, handover_socket=fake.handover, handover=handover, login_timeout=1.0
+        )
+        with unchanged(router), router.socket() as sock:
+            sock.sendall(startup() + b"Q\0\0\0\x0dSELECT 1\0")
+            assert everything(sock)[:1] in (b"E", b"")
+    finally:
+        fake.close()
+    assert fake.failures == []
+
+
 @pytest.mark.parametrize("behave", [dies_at_once, dies_with_the_descriptor, presents_its_token_twice])
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_a_backend_that_dies_during_the_hand_over(
@@ -435,6 +465,7 @@ def test_a_backend_that_dies_during_the_hand_over(
             assert time.monotonic() - begun < 3
     finally:
         fake.close()
+    assert fake.failures == []
 
 
 @pytest.mark.parametrize("how", ["handed over", "relayed"])

@@ -6,6 +6,7 @@ Three ways in: the socket is handed over, the bytes are relayed, TLS (always rel
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import ssl
@@ -339,8 +340,12 @@ def test_another_user_of_this_machine_is_refused(backend: Backend) -> None:
 def test_life_clock(start_router: StartRouter, certificate: tuple[Path, Path]) -> None:
     router = start_router(max_lifetime=0.5, tls_certificate=certificate[0], tls_key=certificate[1])
     for how in ("disable", "require"):
-        with pytest.raises(errors.AdminShutdown, match="terminating connection due to administrator command"):
-            router.connect(sslmode=how).execute("SELECT pg_sleep(20)")
+        message = "terminating connection due to administrator command"
+        with (
+            contextlib.closing(router.connect(sslmode=how)) as connection,
+            pytest.raises(errors.AdminShutdown, match=message),
+        ):
+            connection.execute("SELECT pg_sleep(20)")
     eventually(router.idle, "the sessions are over")
 
 
@@ -352,6 +357,7 @@ def test_close_ends_the_sessions(loop: str, start_router: StartRouter, certifica
     for connection in connections:
         with pytest.raises((errors.AdminShutdown, psycopg.OperationalError)):
             connection.execute("SELECT 1")
+        connection.close()
     with pytest.raises(psycopg.OperationalError, match="refused"):
         router.connect()
 
@@ -383,6 +389,7 @@ def test_a_killed_backend(
     for connection in (victim, witness):  # PostgreSQL restarts all
         with pytest.raises(psycopg.OperationalError):
             connection.execute("SELECT 1")
+        connection.close()
     eventually(router.idle, "the sessions are over")
 
     def logs_in() -> bool:

@@ -28,9 +28,6 @@ class RelayEnd(asyncio.Protocol):
         self._received = bytearray()
         self._arrival: asyncio.Future[None] | None = None
         self._ended = False
-        self._silent = True
-        self.parting = b""
-        """For the peer, if this end closes without having delivered anything."""
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -54,27 +51,29 @@ class RelayEnd(asyncio.Protocol):
         del self._received[:count]
         return data
 
+    def take_received(self) -> bytes:
+        """All that has arrived.  Only before join()."""
+        data = bytes(self._received)
+        self._received.clear()
+        return data
+
     def join(self, peer: RelayEnd) -> None:
         """From now on pass bytes between the two."""
         for one, other in ((self, peer), (peer, self)):
             one._peer = other
         for one, other in ((self, peer), (peer, self)):
-            if one._received:
-                one._silent = False
-                if other.open:
-                    other.transport.write(bytes(one._received))
-                one._received.clear()
+            data = one.take_received()
+            if data and other.open:
+                other.transport.write(data)
             if one.closed.done():
-                other.finish(one)
+                other.finish()
             elif one._ended:
                 one._pass_end(other)
             elif one.open:
                 one.transport.resume_reading()
 
-    def finish(self, lost: RelayEnd | None = None) -> None:
+    def finish(self) -> None:
         """Close when everything is sent, or after LINGER."""
-        if lost is not None and lost._silent and lost.parting and self.open:
-            self.transport.write(lost.parting)
         if not self.closed.done():
             self.transport.close()
             timer = asyncio.get_running_loop().call_later(LINGER, self.transport.abort)
@@ -95,7 +94,6 @@ class RelayEnd(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._peer is not None:
-            self._silent = False
             if self._peer.open:
                 self._peer.transport.write(data)
             return
@@ -114,7 +112,7 @@ class RelayEnd(asyncio.Protocol):
         self._wake()
         self.closed.set_result(None)
         if self._peer is not None:
-            self._peer.finish(self)
+            self._peer.finish()
 
     def pause_writing(self) -> None:
         if self._peer is not None and self._peer.open:

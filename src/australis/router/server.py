@@ -42,6 +42,8 @@ ACCEPT_BATCH = 64
 ACCEPT_PAUSE = 0.1
 CANCEL_TIMEOUT = 5.0
 UPSTREAM_READ = 16384
+AUTHENTICATION = b"R"
+"""What a backend that did not ask for its client would say next: it would trust anyone."""
 
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -328,6 +330,11 @@ class Router:
                     self._loop.remove_reader(upstream.fileno())
                     ticket.upstream_closed()
                     return
+                if data.startswith(AUTHENTICATION):
+                    log.error("query processor without its session hook")
+                    self._loop.remove_reader(upstream.fileno())
+                    ticket.fail()
+                    return
                 heard = True
                 with suppress(OSError):  # the client may be gone; the backend will notice it, too
                     client.send(data)
@@ -367,13 +374,27 @@ class Router:
         except BaseException:
             upstream.close()
             raise
-        ticket = login.ticket = self._handover.issue(address=login.address)
-        backend.closed.add_done_callback(lambda _: ticket.upstream_closed())
-        backend.parting = _unavailable("The query processor closed the connection.").packet()
-        backend.transport.write(startup.packet(ticket.token))
-        assert login.end is not None
-        backend.join(login.end)
-        await ticket.taken
+        client_end = login.end
+        assert client_end is not None
+        try:
+            ticket = login.ticket = self._handover.issue(address=login.address)
+            backend.closed.add_done_callback(lambda _: ticket.upstream_closed())
+            client_end.closed.add_done_callback(lambda _: backend.finish())
+            backend.transport.write(startup.packet(ticket.token))
+            # the two are joined only now that the backend is known to authenticate its client
+            session = await ticket.taken
+        except BaseException:
+            backend.finish()
+            raise
+        if session is not None:
+            backend.join(client_end)
+            return
+        words = backend.take_received()
+        backend.finish()
+        if not words or words.startswith(AUTHENTICATION):
+            raise _unavailable("The query processor closed the connection.")
+        login.last_words(words)
+        await login.close()
 
     # sessions
 
@@ -410,11 +431,10 @@ class _Login:
         return await sockets.receive_exactly(self.client, count)
 
     async def send(self, data: bytes) -> None:
-        if self.end is not None:
-            self.end.transport.write(data)
-        else:
-            assert self.client is not None
+        if self.client is not None:
             await sockets.send_all(self.client, data)
+        else:
+            self.last_words(data)
 
     async def refuse(self, error: Refused) -> None:
         self.last_words(error.packet())
@@ -423,7 +443,8 @@ class _Login:
     def last_words(self, data: bytes) -> None:
         """Send without waiting."""
         if self.end is not None:
-            self.end.transport.write(data)
+            if self.end.open:
+                self.end.transport.write(data)
         elif self.client is not None:
             with suppress(OSError):  # the client may be gone
                 self.client.send(data)
