@@ -32,7 +32,9 @@ class BuildNative(build_ext):
         objects = Path(self.build_temp).resolve()
         try:
             recipe.build_module(ROOT, target, objects)
-            recipe.build_extension(ROOT, recipe.pg_config(), target.parent / "postgres", objects)
+            # An editable install copies the module alone back to the sources: the extension goes there at once.
+            package = ROOT / "src" / "australis" if self.editable_mode else target.parent
+            recipe.build_extension(ROOT, recipe.pg_config(), package / "postgres", objects)
         except recipe.BuildError as error:
             sys.exit(f"error: {error}")
 
