@@ -47,6 +47,9 @@ plan(Query *parse, const char *query_string, int cursor_options, ParamListInfo p
 	{
 		cursor_options &= ~CURSOR_OPT_PARALLEL_OK;
 
+		/* before the first record is applied even names mean nothing */
+		au_ddl_wait_applied(0);
+
 		/* whoever imports the snapshot takes this transaction's time */
 		if (exports_snapshot(parse))
 			(void) au_tau_start();
