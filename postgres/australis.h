@@ -139,6 +139,7 @@ typedef struct AustralisTupleTableSlot
 {
 	MinimalTupleTableSlot base;
 	uint32		xmin;			/* shown to users (rule Q7) */
+	uint32		xmax;
 	bool		own;			/* written by the current transaction */
 	bool		show_own_xid;	/* core asks whether the row is ours: show the
 								 * real xid (see au_tuple_lock) */

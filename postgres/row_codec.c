@@ -230,6 +230,7 @@ au_row_store(Bytes image, TupleTableSlot *slot, bool own)
 
 	store_minimal(slot, mtup);
 	aslot->xmin = h.xmin;
+	aslot->xmax = InvalidTransactionId;
 	aslot->own = own;
 	aslot->show_own_xid = false;
 }
@@ -243,6 +244,7 @@ au_slot_init(TupleTableSlot *slot)
 	aslot->buffer = NULL;
 	aslot->capacity = 0;
 	aslot->xmin = FrozenTransactionId;
+	aslot->xmax = InvalidTransactionId;
 	aslot->own = false;
 	aslot->show_own_xid = false;
 }
@@ -271,7 +273,7 @@ au_slot_getsysattr(TupleTableSlot *slot, int attnum, bool *isnull)
 				return TransactionIdGetDatum(GetCurrentTransactionId());
 			return TransactionIdGetDatum(aslot->xmin);
 		case MaxTransactionIdAttributeNumber:
-			return TransactionIdGetDatum(InvalidTransactionId);
+			return TransactionIdGetDatum(aslot->xmax);
 		case MinCommandIdAttributeNumber:
 		case MaxCommandIdAttributeNumber:
 			return CommandIdGetDatum(FirstCommandId);
@@ -305,6 +307,7 @@ au_slot_copy(TupleTableSlot *dst, TupleTableSlot *src)
 		AustralisTupleTableSlot *asrc = (AustralisTupleTableSlot *) src;
 
 		adst->xmin = asrc->xmin;
+		adst->xmax = asrc->xmax;
 		adst->own = asrc->own;
 		adst->show_own_xid = asrc->show_own_xid;
 	}

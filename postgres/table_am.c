@@ -108,6 +108,7 @@ typedef struct ScanDesc
 	BlockNumber sample_block;	/* block being sampled */
 	BlockNumber sample_position;	/* block that the scan is in */
 	OffsetNumber sample_offset; /* last row of the block seen */
+	bool		sample_started;
 	bool		sample_end;
 } ScanDesc;
 
@@ -174,6 +175,7 @@ scan_rescan(TableScanDesc sscan, struct ScanKeyData *key, bool set_params,
 	start_scan(scan);
 	scan->sample_block = scan->sample_position = 0;
 	scan->sample_offset = InvalidOffsetNumber;
+	scan->sample_started = false;
 	scan->sample_end = false;
 	if (sscan->rs_flags & SO_TYPE_SEQSCAN)
 		pgstat_count_heap_scan(sscan->rs_rd);
@@ -449,14 +451,27 @@ key_exists(Relation rel, Bytes key)
 	return au_key_lookup(key, InvalidCommandId, &entry);
 }
 
+/* System attributes of a row version just written. */
 static void
-mark_written(TupleTableSlot *slot)
+mark_written(TupleTableSlot *slot, WbVersion *version)
 {
-	if (slot->tts_ops == &TTSOpsAustralis)
+	AustralisTupleTableSlot *aslot = (AustralisTupleTableSlot *) slot;
+
+	if (slot->tts_ops != &TTSOpsAustralis)
+		return;
+	aslot->xmin = au_xmin();
+	aslot->xmax = InvalidTransactionId;
+	aslot->own = true;
+	aslot->show_own_xid = false;
+
+	/*
+	 * A version made from a row that this transaction had locked carries the
+	 * locker: people tell INSERT from UPDATE in ON CONFLICT by xmax = 0.
+	 */
+	for (WbVersion *v = version->older; v; v = v->older)
 	{
-		((AustralisTupleTableSlot *) slot)->xmin = au_xmin();
-		((AustralisTupleTableSlot *) slot)->own = true;
-		((AustralisTupleTableSlot *) slot)->show_own_xid = false;
+		if (v->kind == WB_LOCK)
+			aslot->xmax = aslot->xmin;
 	}
 }
 
@@ -490,7 +505,7 @@ insert_row(Relation rel, TupleTableSlot *slot, CommandId cid)
 	version = au_wb_put(as_bytes(key), as_bytes(row), cid, LockTupleExclusive, !keyed);
 	au_tid_assign(&slot->tts_tid, as_bytes(key), version, tids_needed(rel));
 	slot->tts_tableOid = RelationGetRelid(rel);
-	mark_written(slot);
+	mark_written(slot, version);
 }
 
 static void
@@ -730,7 +745,7 @@ tuple_update(Relation rel, ItemPointer otid, TupleTableSlot *slot, CommandId cid
 	version = au_wb_put(as_bytes(key), as_bytes(row), cid, mode, false);
 	au_tid_assign(&slot->tts_tid, as_bytes(key), version, true);
 	slot->tts_tableOid = RelationGetRelid(rel);
-	mark_written(slot);
+	mark_written(slot, version);
 	pgstat_count_heap_update(rel, false, false);
 	return TM_Ok;
 }
@@ -1032,11 +1047,12 @@ scan_sample_next_block(TableScanDesc sscan, struct SampleScanState *state)
 	}
 	else
 	{
-		block = scan->sample_offset == InvalidOffsetNumber && scan->sample_block == 0 &&
-			scan->sample_position == 0 ? 0 : scan->sample_block + 1;
 		if (scan->sample_end)
 			return false;
+		block = scan->sample_started ? scan->sample_block + 1 : 0;
 	}
+	CHECK_FOR_INTERRUPTS();
+	scan->sample_started = true;
 	scan->sample_block = block;
 	/* a "block" is a run of rows in key order; skip those before it */
 	while (scan->sample_position < block)
