@@ -98,6 +98,8 @@ def start(data: Path | None, port: int | None, profile: Profile | None, detach: 
         )
     if holder(layout) is not None:
         DirectoryLock(layout).acquire()  # says who holds it
+    if data is None and layout.data.parent.parent == SYSTEM_DATA.parent and not os.environ.get(DATA_VARIABLE):
+        click.echo(f"the cluster's user cannot go to {Path.cwd()}: its directory is {layout.data}", err=True)
     arguments = ["start", "--data", str(layout.data)]
     arguments += ["--port", str(port)] if port else []
     arguments += ["--profile", profile] if profile else []

@@ -103,6 +103,7 @@ class EmbeddedCluster:
         self.router: Router | None = None
         self.storage: StorageService | None = None
         self.services: list[Service] = []
+        self._counted = 0, time.monotonic()  # records applied, and when that was
         self._installation = installation
         self._wanted_port = port or config.port
         self._notice = notice
@@ -331,7 +332,12 @@ class EmbeddedCluster:
     def one_line(self) -> str:
         """What happens right now, for a status line."""
         sessions = self.router.status().sessions if self.router is not None else 0
-        return f"{sessions} sessions"
+        records = self.storage.applier.records if self.storage is not None else 0
+        now = time.monotonic()
+        before, then = self._counted
+        self._counted = records, now
+        rate = max(records - before, 0) / max(now - then, 0.001)
+        return f"{sessions} sessions · {rate:.0f} commits/s"
 
     @property
     def _connections(self) -> int:

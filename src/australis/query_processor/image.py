@@ -162,12 +162,20 @@ def _run(command: list[str], **environment: str) -> None:
             cwd="/",
         )
     except subprocess.CalledProcessError as error:
-        output = error.stdout.decode(errors="replace").strip().splitlines()
-        reason = next((line for line in output if "ERROR" in line or "FATAL" in line or "error:" in line), None)
-        reason = reason or (output[-1] if output else f"exit status {error.returncode}")
-        raise ImageError(f"{os.path.basename(command[0])}: {reason}") from error
+        raise ImageError(f"{os.path.basename(command[0])}: {_reason(error)}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ImageError(f"{os.path.basename(command[0])}: {error}") from error
+
+
+def _reason(error: subprocess.CalledProcessError) -> str:
+    """The first complaint in a program's output, and what to do if the cause is plain."""
+    output = error.stdout.decode(errors="replace").strip().splitlines()
+    for line in output:
+        for mark in ("PANIC:", "FATAL:", "ERROR:", "error:"):
+            _, found, reason = line.partition(mark)
+            if found:
+                return reason.strip() + ("; free some and start again" if "No space left" in reason else "")
+    return output[-1] if output else f"exit status {error.returncode}"
 
 
 def _last_line(file: Path) -> str:
