@@ -15,6 +15,7 @@ service.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import struct
@@ -329,7 +330,18 @@ class Applier:
                 self._apply(feed, records, merge)
 
     def _apply(self, feed: socket.socket, records: list[FeedRecord], merge: Merge[FeedRecord]) -> None:
-        store = self._require()
+        """Apply one batch, or several if something in it has to happen in between."""
+        garbage = self._garbage
+        while records:
+            cut = garbage.cut(records)
+            if cut == 0:
+                self._persist(functools.partial(garbage.purge, records[0]))
+                continue
+            self._apply_batch(feed, records[:cut], merge)
+            records = records[cut:] if cut is not None else []
+
+    def _apply_batch(self, feed: socket.socket, records: list[FeedRecord], merge: Merge[FeedRecord]) -> None:
+        store, garbage = self._require(), self._garbage
         batch: list[tuple[int, bytes]] = []
         chunks = False
         applied = store.applied
@@ -343,10 +355,25 @@ class Applier:
                 chunks = True
         last = records[-1]
         position = Position(last.sequence, last.generation, last.hash)
+
+        def write() -> None:
+            garbage.note(records)
+            store.apply(batch, position.pack())
+
+        self._persist(write)
+        self.position = position
+        self._page.store(Word.APPLIED, store.applied)
+        self.records += len(records)
+        self.batches += 1
+        if chunks:
+            self._report(feed)
+        self._applied()
+
+    def _persist(self, write: Callable[[], None]) -> None:
+        """Write to the store, waiting while the disk is full; `write` may be called again after it failed."""
         while True:
             try:
-                self._garbage.note(records)
-                store.apply(batch, position.pack())
+                write()
                 break
             except FullError as error:
                 if self.state != "disk full":
@@ -361,13 +388,6 @@ class Applier:
         if self.state == "disk full":
             self.state = "following"
             self._page.store(Word.STORAGE_PID, os.getpid())
-        self.position = position
-        self._page.store(Word.APPLIED, store.applied)
-        self.records += len(records)
-        self.batches += 1
-        if chunks:
-            self._report(feed)
-        self._applied()
 
     def _applied(self) -> None:
         if self.watched:

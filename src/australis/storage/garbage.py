@@ -8,7 +8,7 @@ forgotten by a crash; executing twice is harmless. System relations are never dr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -19,6 +19,7 @@ from australis.storage.store import Store
 
 META = "garbage"
 FIRST_USER_RELATION = 1 << 32
+_PURGE_ENTRIES = 10_000
 
 
 class _State(msgspec.Struct, array_like=True):
@@ -39,6 +40,37 @@ class Garbage:
 
     def __len__(self) -> int:
         return len(self._state.due)
+
+    def cut(self, records: Sequence[FeedRecord]) -> int | None:
+        """Where a batch must be cut: before a record that writes to garbage, and around one that makes some.
+
+        Query processors don't give out a storage id twice, but one that was rebuilt after an abort may not know what it
+        gave out before. Its new rows must not be taken for the old ones. 0: `purge` the first record; None: no cut.
+        """
+        due = self._state.due
+        for index, record in enumerate(records):
+            if due and record.kind in (Kind.TRANSACTION, Kind.INGEST):
+                message = client_decoder.decode(record.body)
+                assert isinstance(message, Commit | Ingest)
+                if any(relation_of(prefix) in due for prefix in {key[:8] for key in message.keys}):
+                    return index
+            if record.kind == Kind.DROP or record.flags & RecordFlag.DROPS:
+                if index:
+                    return index
+                return 1 if len(records) > 1 else None
+        return None
+
+    def purge(self, record: FeedRecord) -> None:
+        """Finish deleting the storage ids that a record is about to write to."""
+        message = client_decoder.decode(record.body)
+        if not isinstance(message, Commit | Ingest):
+            return
+        for relation in {relation_of(prefix) for prefix in {key[:8] for key in message.keys}}:
+            if relation in self._state.due:
+                while not self._store.drop(relation, _PURGE_ENTRIES):
+                    continue
+                del self._state.due[relation], self._state.caused[relation]
+                self._save()
 
     def note(self, records: Iterable[FeedRecord]) -> None:
         """Look at records that are about to be applied, in order."""

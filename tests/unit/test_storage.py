@@ -1,0 +1,286 @@
+"""Storage against a feed that the test plays: what was never journaled is undone, garbage is deleted in time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from australis.cluster import ClusterDirectory, open_cluster
+from australis.journal.record import Kind, Position, RecordFlag
+from australis.page import SharedPage, Word
+from australis.protocol.frames import FrameDecoder, frame
+from australis.protocol.messages import (
+    Commit,
+    Drop,
+    FeedRecord,
+    FeedStart,
+    FeedStatus,
+    Get,
+    Hello,
+    Ingest,
+    ReadStatus,
+    Subscribe,
+    any_decoder,
+    encode,
+)
+from australis.storage.applier import Settings
+from australis.storage.service import StorageService
+from tests.unit.services import RELATION, entries, key, raw
+
+OTHER = RELATION + 7
+
+
+def hash_of(sequence: int, generation: int) -> bytes:
+    return bytes([generation]) * 8 + sequence.to_bytes(8, "big")
+
+
+def commit(writes: dict[bytes, bytes], drops: Iterable[int] = (), txid: bytes | None = None) -> Commit:
+    modes = bytes([3]) * len(writes)
+    values = raw(list(writes.values()))
+    return Commit(1, txid or os.urandom(16), 1, 0, 0, list(writes), modes, values, [], [], None, list(drops))
+
+
+def record(sequence: int, generation: int, tau: int, message: Commit | Ingest | Drop | None) -> FeedRecord:
+    kinds = {Commit: Kind.TRANSACTION, Ingest: Kind.INGEST, Drop: Kind.DROP, type(None): Kind.CLAIM}
+    flags = RecordFlag.DROPS if isinstance(message, Commit) and message.drops else 0
+    txid = message.txid if isinstance(message, Commit | Ingest) else bytes(16)
+    body = encode(message) if message is not None else b""
+    return FeedRecord(sequence, generation, hash_of(sequence, generation), kinds[type(message)], flags, tau, txid, body)
+
+
+class Feed:
+    """The commit process's place, played by the test: one connection after the other."""
+
+    def __init__(self, directory: ClusterDirectory) -> None:
+        directory.run.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.page = SharedPage(directory.page, directory.cluster)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        directory.commit_socket.unlink(missing_ok=True)
+        self._listener.bind(str(directory.commit_socket))
+        self._listener.listen()
+        self._listener.setblocking(False)
+        self._connection: socket.socket | None = None
+
+    async def accept(self, answer: Callable[[Subscribe], FeedStart]) -> Subscribe:
+        """Take the next subscription and answer it."""
+        loop = asyncio.get_running_loop()
+        if self._connection is not None:
+            self._connection.close()
+        self._connection, _ = await loop.sock_accept(self._listener)
+        self._connection.setblocking(False)
+        decoder = FrameDecoder()
+        while True:
+            for body in decoder.feed(await loop.sock_recv(self._connection, 1 << 16)):
+                message = any_decoder.decode(body)
+                if isinstance(message, Subscribe):
+                    await loop.sock_sendall(self._connection, frame(encode(answer(message))))
+                    return message
+                assert isinstance(message, Hello)
+
+    async def send(self, *records: FeedRecord) -> None:
+        assert self._connection is not None
+        data = b"".join(frame(encode(item)) for item in records)
+        await asyncio.get_running_loop().sock_sendall(self._connection, data)
+
+    def acknowledge(self, tau: int, generation: int) -> None:
+        self.page.store(Word.GENERATION, generation)
+        self.page.publish(tau, 0)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._listener.close()
+        self.page.close()
+
+
+def go_on(generation: int) -> Callable[[Subscribe], FeedStart]:
+    return lambda s: FeedStart(FeedStatus.OK, generation, -1, s.sequence, s.generation, s.hash)
+
+
+def make_cluster(data: Path) -> ClusterDirectory:
+    data.mkdir(exist_ok=True)
+    if not (data / "cluster.json").exists():
+        (data / "cluster.json").write_text(json.dumps({"cluster": os.urandom(16).hex(), "format": 1}))
+    return open_cluster(data)
+
+
+@asynccontextmanager
+async def storage(data: Path, **settings: float) -> AsyncIterator[tuple[StorageService, Feed]]:
+    directory = make_cluster(data)
+    feed = Feed(directory)
+    service = StorageService(directory, Settings(**settings), fresh_seconds=5)  # type: ignore[arg-type]
+    await service.start()
+    try:
+        yield service, feed
+    finally:
+        await service.close()
+        feed.close()
+
+
+async def read(service: StorageService, tau: int, *keys: bytes) -> list[bytes | None]:
+    assert await service.fresh(tau)
+    reply = service.get(Get(1, tau, list(keys)))
+    assert reply.status == ReadStatus.OK
+    return [value for _, _, value in entries(reply.batch)]
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Ask again and again: what is asked for happens in the applier's thread, which tells nobody."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + 20
+    while not condition():
+        assert loop.time() < deadline, "never happened"
+        await asyncio.sleep(0.01)
+
+
+def run(test: Callable[[], object]) -> None:
+    """Run an async test."""
+    asyncio.run(test())  # type: ignore[arg-type]
+
+
+def test_t3_what_was_never_journaled_is_undone(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with storage(tmp_path / "d") as (service, feed):
+            subscription = await feed.accept(go_on(1))
+            assert (subscription.sequence, subscription.applied) == (0, 0)
+            await feed.send(
+                record(1, 1, 0, None),
+                record(2, 1, 100, commit({key(1): b"durable"})),
+                record(3, 1, 110, commit({key(1): b"never journaled", key(2): b"neither"}, drops=[OTHER])),
+            )
+            feed.acknowledge(100, 1)
+            assert await service.fresh(110)
+            # The process dies before record 3 is durable; generation 2 claims right behind record 2.
+            previous = Position(2, 1, hash_of(2, 1))
+            subscription = await feed.accept(lambda s: FeedStart(FeedStatus.OK, 2, 100, *previous))
+            assert (subscription.sequence, subscription.generation, subscription.applied) == (3, 1, 110)
+            await feed.send(record(3, 2, 100, None), record(4, 2, 120, commit({key(3): b"new"})))
+            feed.acknowledge(120, 2)
+            assert await read(service, 120, key(1), key(2), key(3)) == [b"durable", None, b"new"]
+            await eventually(lambda: service.applier.garbage == 0)
+            assert service.applier.position == Position(4, 2, hash_of(4, 2))
+        # the position survives, also that of a rollback
+        async with storage(tmp_path / "d") as (service, feed):
+            subscription = await feed.accept(go_on(2))
+            assert (subscription.sequence, subscription.generation, subscription.applied) == (4, 2, 120)
+            assert await read(service, 120, key(1), key(2), key(3)) == [b"durable", None, b"new"]
+
+    run(scenario)
+
+
+def test_drops_wait_for_the_horizon(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with storage(tmp_path / "d", retention=1e-9, cap=1e10) as (service, feed):
+            await feed.accept(go_on(1))
+            await feed.send(
+                record(1, 1, 0, None),
+                record(2, 1, 100, commit({key(1, OTHER): b"old", key(1): b"x"})),
+                record(3, 1, 200, commit({key(1): b"y"}, drops=[OTHER, 3])),
+            )
+            feed.page.store(Word.SLOTS, 100)  # somebody reads as of 100
+            feed.page.store(Word.SLOTS + 1, os.getpid())
+            feed.acknowledge(200, 1)
+            assert await service.fresh(200)
+            await eventually(lambda: service.applier.garbage == 1)
+            assert await read(service, 100, key(1, OTHER)) == [b"old"]
+            feed.page.store(Word.SLOTS, 0)
+            await feed.send(record(4, 1, 300, commit({key(1): b"z"})))
+            feed.acknowledge(300, 1)
+            await eventually(lambda: service.applier.garbage == 0)
+            assert await read(service, 300, key(1, OTHER), key(1)) == [None, b"z"]
+
+    run(scenario)
+
+
+def test_a_dead_readers_slot_does_not_hold_the_horizon(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with storage(tmp_path / "d", retention=1e-9, cap=1e10) as (service, feed):
+            await feed.accept(go_on(1))
+            feed.page.store(Word.SLOTS, 100)
+            feed.page.store(Word.SLOTS + 1, 1 << 22)  # above the largest pid
+            await feed.send(record(1, 1, 0, None), record(2, 1, 100, commit({key(1): b"x"})))
+            await feed.send(record(3, 1, 200, commit({key(1): b"y"})))
+            feed.acknowledge(200, 1)
+            await eventually(lambda: feed.page.load(Word.HORIZON) == 200)
+            assert service.get(Get(1, 100, [key(1)])).status == ReadStatus.BELOW_HORIZON
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("how", ["ingest", "commit"])
+def test_a_storage_id_that_is_used_again_keeps_its_new_rows(tmp_path: Path, how: str) -> None:
+    async def scenario() -> None:
+        async with storage(tmp_path / "d") as (service, feed):
+            await feed.accept(go_on(1))
+            txid = os.urandom(16)
+            new: Commit | Ingest
+            if how == "ingest":
+                new = Ingest(1, txid, 1, [key(2, OTHER)], b"\x03", raw([b"new"]))
+            else:
+                new = commit({key(2, OTHER): b"new"}, txid=txid)
+            await feed.send(
+                record(1, 1, 0, None),
+                record(2, 1, 100, commit({key(1, OTHER): b"old"})),
+                record(3, 1, 200, commit({key(1): b"y"}, drops=[OTHER])),
+                record(4, 1, 300, new),
+                record(5, 1, 310, commit({key(9): b"publishes"}, txid=txid)),
+            )
+            feed.acknowledge(310, 1)
+            assert await read(service, 310, key(1, OTHER), key(2, OTHER)) == [None, b"new"]
+            await eventually(lambda: service.applier.garbage == 0)
+            assert await read(service, 310, key(2, OTHER)) == [b"new"]
+
+    run(scenario)
+
+
+def test_many_drops_in_one_batch(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with storage(tmp_path / "d") as (service, feed):
+            await feed.accept(go_on(1))
+            await feed.send(
+                record(1, 1, 0, None),
+                *(record(n, 1, n * 10, Drop([OTHER + n])) for n in range(2, 3000)),
+                record(3000, 1, 30_000, commit({key(1): b"x"})),
+            )
+            feed.acknowledge(30_000, 1)
+            assert await read(service, 30_000, key(1)) == [b"x"]
+
+    run(scenario)
+
+
+def test_a_subscription_that_cannot_be_served_ends_the_service_with_the_reason(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with storage(tmp_path / "d") as (service, feed):
+            await feed.accept(lambda s: FeedStart(FeedStatus.GONE, 1, -1, s.sequence, s.generation, s.hash))
+            error = await asyncio.wait_for(asyncio.shield(service.failed), 10)
+            assert "does not reach back" in str(error)
+            with pytest.raises(Exception, match="does not reach back"):
+                await service.ready()
+            assert msgspec.json.encode(service.status())
+
+    run(scenario)
+
+
+def test_reads_wait_for_their_time_and_give_up(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with storage(tmp_path / "d") as (service, feed):
+            await feed.accept(go_on(1))
+            waiting = asyncio.ensure_future(read(service, 100, key(1)))
+            await feed.send(record(1, 1, 0, None))
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            await feed.send(record(2, 1, 100, commit({key(1): b"x"})))
+            assert await waiting == [b"x"]
+            service.fresh_seconds = 0.05
+            assert not await service.fresh(101)
+
+    run(scenario)
