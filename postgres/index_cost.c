@@ -12,8 +12,10 @@
  * its own, however well the heap is correlated with the index: there the
  * correlation is told to be none, which charges a random page per row.
  *
- * Row comparisons, (a, b) > (x, y), are matched by the planner to indexes of
- * btree only, by its oid; so the planner's description of ours says btree.
+ * Two places know btree by its oid.  Row comparisons, (a, b) > (x, y), are
+ * matched to its indexes only, so the planner's description of ours says
+ * btree.  And ON CONFLICT (a text_pattern_ops) is parsed to btree's operator
+ * class, which becomes our copy of it before planning.
  *
  * If storage's figures can't be had, planning fails with its error, as the
  * query would.
@@ -28,14 +30,19 @@
 #include "access/itup.h"
 #include "access/relation.h"
 #include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_opclass.h"
 #include "nodes/pathnodes.h"
 #include "optimizer/cost.h"
 #include "optimizer/optimizer.h"
 #include "optimizer/plancat.h"
+#include "optimizer/planner.h"
+#include "parser/parsetree.h"
 #include "storage/bufpage.h"
 #include "utils/index_selfuncs.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "australis.h"
@@ -176,7 +183,10 @@ au_index_costestimate(PlannerInfo *root, IndexPath *path, double loop_count,
 		*total += info->rel->pages * seq_page_cost + info->tuples * cpu_operator_cost * 4;
 }
 
+/* ------------------------------------------------ where the oid is known */
+
 static get_relation_info_hook_type prev_relation_info = NULL;
+static planner_hook_type prev_planner = NULL;
 
 static void
 relation_info(PlannerInfo *root, Oid relid, bool inhparent, RelOptInfo *rel)
@@ -190,9 +200,64 @@ relation_info(PlannerInfo *root, Oid relid, bool inhparent, RelOptInfo *rel)
 	}
 }
 
+/* Our operator class for btree's, by name; itself if there is none. */
+static Oid
+own_opclass(Oid opclass)
+{
+	HeapTuple	tup = SearchSysCache1(CLAOID, ObjectIdGetDatum(opclass));
+	Form_pg_opclass form;
+	Oid			own = InvalidOid;
+
+	if (!HeapTupleIsValid(tup))
+		return opclass;
+	form = (Form_pg_opclass) GETSTRUCT(tup);
+	if (form->opcmethod == BTREE_AM_OID)
+		own = GetSysCacheOid3(CLAAMNAMENSP, Anum_pg_opclass_oid,
+							  ObjectIdGetDatum(AU_INDEX_AM_OID),
+							  NameGetDatum(&form->opcname),
+							  ObjectIdGetDatum(form->opcnamespace));
+	ReleaseSysCache(tup);
+	return OidIsValid(own) ? own : opclass;
+}
+
+static void
+map_arbiters(Query *query)
+{
+	if (query->onConflict != NULL && query->onConflict->arbiterElems != NIL)
+	{
+		RangeTblEntry *target = rt_fetch(query->resultRelation, query->rtable);
+
+		/* indexes of temporary tables are btree's own */
+		if (get_rel_persistence(target->relid) != RELPERSISTENCE_TEMP)
+		{
+			foreach_node(InferenceElem, elem, query->onConflict->arbiterElems)
+			{
+				if (OidIsValid(elem->inferopclass))
+					elem->inferopclass = own_opclass(elem->inferopclass);
+			}
+		}
+	}
+	foreach_node(CommonTableExpr, cte, query->cteList)
+	{
+		if (IsA(cte->ctequery, Query))
+			map_arbiters((Query *) cte->ctequery);
+	}
+}
+
+static PlannedStmt *
+plan_with_own_opclasses(Query *parse, const char *query_string, int cursor_options, ParamListInfo params)
+{
+	map_arbiters(parse);
+	if (prev_planner)
+		return prev_planner(parse, query_string, cursor_options, params);
+	return standard_planner(parse, query_string, cursor_options, params);
+}
+
 void
 au_index_init(void)
 {
 	prev_relation_info = get_relation_info_hook;
 	get_relation_info_hook = relation_info;
+	prev_planner = planner_hook;
+	planner_hook = plan_with_own_opclasses;
 }
