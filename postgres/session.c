@@ -454,12 +454,31 @@ check_maintenance_peer(Port *port)
 			 errmsg("this socket is reserved for the cluster's own maintenance")));
 }
 
+/*
+ * A session must not see catalogs from before the server's last stop: its
+ * role, tables and everything else may still come from the DDL log (rule Q5).
+ */
+static void
+wait_for_catalogs(void)
+{
+	Tau			acked;
+	int64		n;
+
+	if (!au_enabled)
+		return;
+	au_page_snapshot(&acked, &n);
+	au_ddl_wait_applied(n);
+}
+
 /* ClientAuthentication_hook: see the head of this file */
 static void
 authenticate_session(Port *port, int status)
 {
 	char	   *token = take_token(port);
 	const char *logdetail = NULL;
+
+	if (status == STATUS_OK)
+		wait_for_catalogs();
 
 	/* failed already, or by TCP: pg_hba.conf has decided */
 	if (status != STATUS_OK || port->laddr.addr.ss_family != AF_UNIX)
