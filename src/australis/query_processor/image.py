@@ -169,7 +169,7 @@ def _run(command: list[str], **environment: str) -> None:
 
 def _reason(error: subprocess.CalledProcessError) -> str:
     """The first complaint in a program's output, and what to do if the cause is plain."""
-    output = error.stdout.decode(errors="replace").strip().splitlines()
+    output: list[str] = error.stdout.decode(errors="replace").strip().splitlines()
     for line in output:
         for mark in ("PANIC:", "FATAL:", "ERROR:", "error:"):
             _, found, reason = line.partition(mark)
