@@ -7,11 +7,13 @@ without the index, while half of the rows are uncommitted.
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from tests.fixtures.servers import Server
 
@@ -37,6 +39,21 @@ def test_keys_sort_as_their_types(australis: Server) -> None:
     assert done.stderr == ""
     assert len(rows) > 50
     assert [row for row in rows if row[2] != "0"] == []
+
+
+def test_keys_are_those_of_the_vectors(australis: Server) -> None:
+    vectors = json.loads((HERE.parent / "vectors" / "keys.json").read_text())["columns"]
+    assert len(vectors) > 100
+    with australis.connect(autocommit=False) as connection:
+        connection.execute(
+            "CREATE FUNCTION pg_temp.key(anyelement, bool, bool) RETURNS bytea"
+            " LANGUAGE c AS 'australis', 'au_key_debug'"
+        )
+        for vector in vectors:
+            ask = sql.SQL("SELECT encode(pg_temp.key(%s::{}, %s, %s), 'hex')").format(sql.SQL(vector["type"]))
+            key = connection.execute(ask, (vector["value"], vector["descending"], vector["nulls_first"])).fetchone()
+            assert key == (vector["key"],), vector
+        connection.rollback()
 
 
 COLUMNS = ("a", "b", "c", "d")
