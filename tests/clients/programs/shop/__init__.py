@@ -1,0 +1,1 @@
+"""A small Django app: models and three migrations, the last with a data migration."""
