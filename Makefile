@@ -35,7 +35,7 @@ test: .venv/tested
 check: .venv/tested
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
-	$(BIN)/mypy $(CODE)
+	$(BIN)/mypy src tests
 	$(MAKE) --no-print-directory -C postgres BUILD="$(CURDIR)/build/check" OUT="$(CURDIR)/build/check" \
 		EXTRA_CFLAGS=-Werror PYTHON="$(CURDIR)/$(BIN)/python"
 
