@@ -88,7 +88,8 @@
 #define READ_BYTES (4 * 1024 * 1024)
 #define BATCH_HEADER 16			/* docs/formats.md, section 5 */
 #define LOCK_PATIENCE_MS 100	/* PROTOCOL Q4 */
-#define RETRY_MS 200			/* pause after a failed applier */
+#define RETRY_MS 200			/* pause after a failed applier, doubled each time */
+#define RETRY_MAX_MS 5000
 #define SERVICES_POLL_MS 20		/* while the cluster's services start */
 
 typedef enum ApplierResult
@@ -1193,6 +1194,7 @@ void
 au_catalog_supervisor_main(Datum arg)
 {
 	MemoryContext context;
+	long		retry = RETRY_MS;
 
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
@@ -1213,8 +1215,13 @@ au_catalog_supervisor_main(Datum arg)
 			MemoryContextSwitchTo(context);
 			if (!services_there())
 				timeout = SERVICES_POLL_MS;
-			else if (!catch_up())
-				timeout = RETRY_MS;
+			else if (catch_up())
+				retry = RETRY_MS;
+			else
+			{
+				timeout = retry;
+				retry = Min(retry * 2, RETRY_MAX_MS);
+			}
 			if (timeout > 0)
 				pg_atomic_write_u32(&shared->wanted, 1);
 		}

@@ -843,7 +843,15 @@ name_class(Capture *capture, Effect *effect)
 	bool		new_storage;
 
 	if (effect->op != DDL_INSERT)
+	{
+		ObjectEntry *entry = object_entry(capture, RelationRelationId, cls->oid);
+
+		if (cls->relkind == RELKIND_SEQUENCE &&
+			(entry->inserted == NULL ||
+			 ((Form_pg_class) GETSTRUCT(entry->inserted->tuple))->relfilenode != cls->relfilenode))
+			au_sequence_forget(cls->relfilenode);
 		return;
+	}
 
 	if (cls->oid >= FirstNormalObjectId &&
 		((RELKIND_HAS_TABLE_AM(cls->relkind) && cls->relkind != RELKIND_TOASTVALUE && cls->relam != AU_TABLE_AM_OID) ||

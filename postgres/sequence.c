@@ -439,6 +439,26 @@ au_sequences_before_commit(void)
 	list_free(sequences);
 }
 
+/*
+ * This transaction drops the sequence or gives it new storage: its bound goes
+ * with the same commit.
+ */
+void
+au_sequence_forget(RelFileNumber number)
+{
+	BoundKey	key = {MyDatabaseId, number};
+	Bound		bound;
+	bool		is_called;
+	StringInfoData k;
+
+	if (!cache_get(&key, &bound) && !read_bound(&key, &bound, &is_called))
+		return;
+	initStringInfo(&k);
+	bound_key(&k, &key);
+	(void) au_wb_delete((Bytes) {(uint8 *) k.data, k.len}, GetCurrentCommandId(true), LockTupleExclusive, true);
+	pfree(k.data);
+}
+
 /* ------------------------------------------------------ after loss or rebuild */
 
 /* Called while a DDL record is applied: contents of new storage. */

@@ -839,6 +839,20 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUt
 	if (!IsAbortedTransactionBlockState())
 	{
 		prepare_statement(stmt, top_level);
+		if (IsA(stmt, DropdbStmt) || IsA(stmt, CreatedbStmt))
+		{
+			/*
+			 * Their files change before COMMIT.  Being the only one with DDL,
+			 * and having seen the commit service, the COMMIT will not be
+			 * refused; if that service dies right now, DROP DATABASE can be
+			 * repeated, as after a crash of PostgreSQL.
+			 */
+			if (au_page_read(PAGE_COMMIT_PID) == 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+						 errmsg("the commit service is not available")));
+			au_ddl_lock();
+		}
 		if (IsA(stmt, DropdbStmt))
 			dropped_database = get_database_oid(((DropdbStmt *) stmt)->dbname, true);
 	}

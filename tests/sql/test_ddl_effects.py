@@ -27,6 +27,7 @@ LOCAL_COLUMNS = {
     "pg_class": {"relpages", "reltuples", "relallvisible", "relallfrozen", "relfrozenxid", "relminmxid"},
     "pg_database": {"datfrozenxid", "datminmxid"},
 }
+STORAGE = sql.SQL("CASE WHEN oid >= 16384 THEN relfilenode END")  # catalogs have files of their own
 TEMPORARY = "^pg_(toast_)?temp_"
 READY_SECONDS = 60.0
 
@@ -71,7 +72,9 @@ def catalogs(server: Server) -> Rows:
             ).fetchall()
             chosen = [str(c) for (c,) in columns if c not in LOCAL_COLUMNS.get(str(name), set())]
             query = sql.SQL("SELECT {} FROM pg_catalog.{}").format(
-                sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(c)) for c in chosen),
+                sql.SQL(", ").join(
+                    STORAGE if c == "relfilenode" else sql.SQL("{}::text").format(sql.Identifier(c)) for c in chosen
+                ),
                 sql.Identifier(str(name)),
             )
             if name == "pg_namespace":

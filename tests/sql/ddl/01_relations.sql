@@ -166,3 +166,11 @@ DROP TABLE app.as_query, app.as_empty;
 DROP VIEW app.v2 CASCADE;
 DROP SEQUENCE app.seq_down;
 DROP TABLE app.part_rest CASCADE;
+-- maintenance of catalogs is local, and what comes after it is still found
+VACUUM FULL pg_depend;
+VACUUM FULL pg_class;
+REINDEX SYSTEM postgres;
+VACUUM FULL pg_attribute;
+CREATE TABLE app.after_maintenance (a int PRIMARY KEY, b text);
+VACUUM FULL;
+DROP TABLE app.after_maintenance;
