@@ -10,6 +10,21 @@ PG_MODULE_MAGIC;
 
 char	   *au_run_directory;
 
+/* what session.c asks the rest of the extension; there is no rest */
+bool		au_enabled = false;
+
+void
+au_page_snapshot(Tau *acked, int64 *ddl)
+{
+	elog(FATAL, "no shared page");
+}
+
+void
+au_ddl_wait_applied(int64 n)
+{
+	elog(FATAL, "no DDL log");
+}
+
 void		_PG_init(void);
 
 void

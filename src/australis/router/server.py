@@ -243,7 +243,7 @@ class Router:
             body = await login.read_exactly(body_length(await login.read_exactly(4)))
             request = parse(body, tls_asked=tls_asked, gss_asked=gss_asked)
             if not isinstance(request, EncryptionRequest):
-                login.startup_received = True
+                login.startup_received = isinstance(request, Startup)
                 return request
             if request.tls and self._tls is not None and tcp:
                 if sockets.has_pending_data(login.client):
