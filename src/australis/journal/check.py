@@ -50,7 +50,7 @@ def check_journal(directory: Path, cluster: bytes, on_entry: Callable[[Entry], N
             return report
         report.first = segments[0].start.position
         report.last_tau = segments[0].start.tau
-        reader = SegmentReader(layer, directory, cluster, report.first)
+        reader = SegmentReader(layer, directory, cluster, report.first, thorough=True)
         while entries := reader.read(None, _CHUNK):
             for entry in entries:
                 report.records += 1

@@ -55,13 +55,16 @@ from australis.journal.segments import (
     SegmentReader,
     SegmentScanner,
     State,
+    Verified,
     align,
     check_end,
     encode_group_header,
     encode_segment_header,
+    group_records,
     list_segments,
     records_of,
     segment_name,
+    verify_groups,
 )
 
 SEGMENT_BYTES = 64 << 20
@@ -70,7 +73,9 @@ PART_BYTES = 1 << 20
 GROUP_LIMIT = 2 << 20
 GROUP_RECORDS = 1000
 JOIN_LIMIT = 1 << 18
-KNOWN_LIMIT = 200_000
+KNOWN_GROUPS = 20_000
+"""Groups at the end of a segment whose transactions are remembered when the journal is opened."""
+
 SPARES = 2
 FULL_RETRY_SECONDS = 0.5
 LATENCIES = 1024
@@ -168,7 +173,7 @@ class FilesJournal:
                 raise self._cannot_create(error) from None
             self._state = EMPTY
             self._number = 1
-            self._known: deque[tuple[bytes, int]] = deque(maxlen=KNOWN_LIMIT)
+            self._known: deque[tuple[bytes, int]] = deque()
             self._known_floor = 0
             self._activate(self._directory / f"{SPARE}first")
         else:
@@ -178,23 +183,31 @@ class FilesJournal:
 
     def _recover(self) -> None:
         """Verify every group, find the end, make it durable, and learn the state there (rules A1, J4)."""
-        self._known = deque(maxlen=KNOWN_LIMIT)
+        self._known = deque()
         recent = self._segments[-2:]
         self._known_floor = recent[0].start.tau
         self._state = recent[0].start
         last: tuple[Segment, Group] | None = None
         for index, segment in enumerate(self._segments):
-            scanner = SegmentScanner(self._layer, segment, self._cluster)
+            fd = self._layer.open(segment.path)
             try:
-                following = self._segments[index + 1] if index + 1 < len(self._segments) else None
-                while (group := scanner.next()) is not None:
-                    if segment.id >= recent[0].id:
-                        last = segment, group
-                        self._remember(group)
-                check_end(scanner, segment, following)
-                self._offset, self._number = scanner.offset, scanner.number
+                data = self._layer.read(fd, segment.size, 0)
+            finally:
+                self._layer.close(fd)
+            groups = verify_groups(data, segment, self._cluster)
+            number = segment.first_group + len(groups.offsets)
+            scanner = SegmentScanner(self._layer, segment, self._cluster, groups.end, number)
+            try:
+                check_end(scanner, segment, self._segments[index + 1] if index + 1 < len(self._segments) else None)
+                if segment.id >= recent[0].id and groups.offsets:
+                    self._remember(data, groups)
+                    scanner.offset, scanner.number = groups.offsets[-1], number - 1
+                    group = scanner.next()
+                    assert group is not None
+                    last = segment, group
             finally:
                 scanner.close()
+            self._offset, self._number = groups.end, number
         current = self._segments[-1]
         if last is not None:
             segment, group = last
@@ -215,16 +228,20 @@ class FilesJournal:
         self._layer.sync(self._fd)
         self._size = current.size
 
-    def _remember(self, group: Group) -> None:
-        """Collect the transactions of a group for `resolve` (rule Q2); the group's CRC vouches for them."""
-        at, payload = 0, group.payload
-        for _ in range(group.count):
-            fields = HEADER.unpack_from(payload, at)
-            if fields[2] == Kind.TRANSACTION:
-                if len(self._known) == KNOWN_LIMIT:
-                    self._known_floor = self._known[0][1]
-                self._known.append((fields[10], fields[9]))
-            at += HEADER_BYTES + fields[11]
+    def _remember(self, data: bytes, groups: Verified) -> None:
+        """Collect the newest transactions for `resolve` (rule Q2); the groups' CRCs vouch for them."""
+        first = max(0, len(groups.offsets) - KNOWN_GROUPS)
+        if first:
+            self._known.clear()
+            self._known_floor = groups.taus[first - 1]
+        unpack = HEADER.unpack_from
+        for offset in groups.offsets[first:]:
+            at = offset + GROUP_BYTES
+            for _ in range(group_records(data, offset)):
+                fields = unpack(data, at)
+                if fields[2] == Kind.TRANSACTION:
+                    self._known.append((fields[10], fields[9]))
+                at += HEADER_BYTES + fields[11]
 
     def claim(self) -> Claimed:
         """Start a generation (rule A1); durable on return, then the writer thread runs.

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
@@ -77,9 +76,8 @@ _POSITION = struct.Struct("<QQ16s")
 START = Position(0, 0, NO_HASH)
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """A decoded record header."""
+class Header(NamedTuple):
+    """A decoded record header, in the order of its bytes."""
 
     kind: int
     flags: int
@@ -96,8 +94,7 @@ class Header:
     crc: int
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A valid record as readers see it: parts joined, with its place and that of the record before."""
 
     previous: Position
@@ -169,12 +166,12 @@ def decode_header(data: bytes | memoryview, at: int = 0) -> Header:
     """Decode a header; ProtocolError if these bytes are none. Does not check the CRC."""
     if len(data) - at < HEADER_BYTES:
         raise ProtocolError("record header cut short")
-    magic, version, kind, flags, cluster, generation, sequence, previous, *rest = HEADER.unpack_from(data, at)
+    magic, version, *fields = HEADER.unpack_from(data, at)
     if magic != MAGIC:
         raise ProtocolError("no record header here")
     if version != VERSION:
         raise ProtocolError(f"record format {version}, this program knows {VERSION}")
-    return Header(kind, flags, cluster, generation, sequence, previous, *rest[:-1])
+    return Header._make(fields[:-1])
 
 
 def check_crc(header: bytes | memoryview, body: bytes | memoryview) -> bool:
