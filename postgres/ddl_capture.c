@@ -180,6 +180,7 @@ typedef struct Capture
 	HTAB	   *changed;		/* Oid */
 	HTAB	   *depends;		/* Oid */
 	HTAB	   *types;			/* Oid: domains already looked through */
+	HTAB	   *enums;			/* Oid: types made of a changed enum, likewise */
 	List	   *databases;		/* of created or dropped ones: Effect * */
 	List	   *sequences;		/* oids of sequences with new storage */
 } Capture;
@@ -799,6 +800,46 @@ note_type_users(Capture *capture, Oid type, bool depends)
 	table_close(rel, AccessShareLock);
 }
 
+/*
+ * Can index keys hold values of this type?  True as soon as a relation has a
+ * column of it, or of a type made of it.
+ */
+static bool
+type_is_stored(Capture *capture, Oid type)
+{
+	Relation	rel;
+	SysScanDesc scan;
+	ScanKeyData key[2];
+	HeapTuple	tuple;
+	bool		found;
+	bool		stored = false;
+
+	check_stack_depth();
+	(void) hash_search(capture->enums, &type, HASH_ENTER, &found);
+	if (found)
+		return false;
+
+	rel = table_open(DependRelationId, AccessShareLock);
+	ScanKeyInit(&key[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(TypeRelationId));
+	ScanKeyInit(&key[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(type));
+	scan = systable_beginscan(rel, DependReferenceIndexId, true, NULL, 2, key);
+	while (!stored && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_depend dep = (Form_pg_depend) GETSTRUCT(tuple);
+
+		if (dep->classid == TypeRelationId)
+			stored = type_is_stored(capture, dep->objid);
+		else if (dep->classid == RelationRelationId)
+			stored = get_rel_relkind(dep->objid) == RELKIND_COMPOSITE_TYPE ?
+				type_is_stored(capture, get_rel_type_id(dep->objid)) :
+				!object_is_temp(capture, RelationRelationId, dep->objid);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return stored;
+}
+
 static void
 name_constraint(Capture *capture, Effect *effect)
 {
@@ -975,10 +1016,11 @@ name_relations(Capture *capture)
 				case EnumRelationId:
 					if (effect->other &&
 						((Form_pg_enum) GETSTRUCT(effect->tuple))->enumsortorder !=
-						((Form_pg_enum) GETSTRUCT(effect->other->tuple))->enumsortorder)
+						((Form_pg_enum) GETSTRUCT(effect->other->tuple))->enumsortorder &&
+						type_is_stored(capture, ((Form_pg_enum) GETSTRUCT(effect->tuple))->enumtypid))
 						ereport(ERROR,
 								(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-								 errmsg("the positions of existing labels of an enum type cannot be changed"),
+								 errmsg("the positions of existing labels of an enum type that is in use cannot be changed"),
 								 errdetail("Too many labels were added between the same two labels; index keys contain the labels' positions."),
 								 errhint("Add the label at the end, or create a new type.")));
 					break;
@@ -1198,6 +1240,7 @@ au_ddl_collect(StringInfo record, List **changed, List **depends)
 	capture.changed = oid_set("DDL changed");
 	capture.depends = oid_set("DDL depends");
 	capture.types = oid_set("DDL types");
+	capture.enums = oid_set("DDL enums");
 
 	CommandCounterIncrement();
 	foreach(lc, oids)

@@ -31,6 +31,7 @@
 #include "catalog/index.h"
 #include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
+#include "catalog/partition.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
@@ -120,14 +121,6 @@ is_temp(RangeVar *name)
 	return OidIsValid(relid) && get_rel_persistence(relid) == RELPERSISTENCE_TEMP;
 }
 
-/* An unlogged relation would be empty after a crash of one query processor. */
-static void
-make_logged(RangeVar *name)
-{
-	if (name->relpersistence == RELPERSISTENCE_UNLOGGED)
-		name->relpersistence = RELPERSISTENCE_PERMANENT;
-}
-
 static void
 refuse_table_am(const char *name)
 {
@@ -208,7 +201,6 @@ create_table(CreateStmt *stmt)
 {
 	bool		temp = creates_temp(stmt->relation);
 
-	make_logged(stmt->relation);
 	if (temp)
 	{
 		/* a partition takes the method of its parent */
@@ -226,7 +218,6 @@ create_table_as(CreateTableAsStmt *stmt)
 {
 	IntoClause *into = stmt->into;
 
-	make_logged(into->rel);
 	if (creates_temp(into->rel))
 		into->accessMethod = temp_table_am(into->accessMethod);
 	else
@@ -259,17 +250,18 @@ alter_table(AlterTableStmt *stmt, bool top_level)
 				else
 					refuse_table_am(cmd->name);
 				break;
-			case AT_SetUnLogged:
-				cmd->subtype = AT_SetLogged;
-				break;
 			case AT_DetachPartition:
 				{
 					PartitionCmd *partition = (PartitionCmd *) cmd->def;
 
 					if (partition->concurrent)
 					{
+						Oid			parent = RangeVarGetRelid(stmt->relation, NoLock, true);
+
+						/* with a default partition PostgreSQL refuses it */
 						PreventInTransactionBlock(top_level, "ALTER TABLE ... DETACH CONCURRENTLY");
-						partition->concurrent = false;
+						if (!OidIsValid(parent) || !OidIsValid(get_default_partition_oid(parent)))
+							partition->concurrent = false;
 					}
 					break;
 				}
@@ -716,9 +708,6 @@ prepare_statement(Node *stmt, bool top_level)
 		case T_AlterTableStmt:
 			alter_table((AlterTableStmt *) stmt, top_level);
 			break;
-		case T_CreateSeqStmt:
-			make_logged(((CreateSeqStmt *) stmt)->sequence);
-			break;
 		case T_IndexStmt:
 			create_index((IndexStmt *) stmt, top_level);
 			break;
@@ -925,7 +914,7 @@ check_new_relation(Oid relid)
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 					 errmsg("cannot change the type of a column of a temporary table that is in a PRIMARY KEY or UNIQUE constraint"),
 					 errhint("Drop the constraint first and add it again.")));
-		if (cls->relpersistence == RELPERSISTENCE_PERMANENT && index && cls->relam != AU_INDEX_AM_OID &&
+		if (cls->relpersistence != RELPERSISTENCE_TEMP && index && cls->relam != AU_INDEX_AM_OID &&
 			cls->relnamespace != PG_TOAST_NAMESPACE)
 			refuse_index_am(get_am_name(cls->relam));
 	}

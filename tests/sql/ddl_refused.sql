@@ -21,11 +21,16 @@ SET default_table_access_method = heap_local;
 CREATE TABLE l2 (a int);
 RESET default_table_access_method;
 CREATE TABLE u USING heap AS SELECT 1 AS a;
--- unlogged is permanent
-CREATE UNLOGGED TABLE un (a int PRIMARY KEY);
-SELECT relpersistence FROM pg_class WHERE relname IN ('un', 'un_pkey');
-ALTER TABLE r SET UNLOGGED;
-SELECT relpersistence FROM pg_class WHERE relname = 'r';
+-- unlogged relations stay what they are, in the cluster's storage
+CREATE UNLOGGED TABLE un (a int PRIMARY KEY, s serial);
+INSERT INTO un SELECT generate_series(1, 3);
+ALTER TABLE un SET LOGGED;
+SELECT * FROM un;
+ALTER TABLE un SET UNLOGGED;
+INSERT INTO un VALUES (4);
+SELECT * FROM un ORDER BY a DESC;
+CREATE INDEX ON un USING hash (a);
+SELECT relname, relpersistence, amname FROM pg_class c LEFT JOIN pg_am a ON a.oid = relam WHERE relname LIKE 'un%' ORDER BY 1;
 -- server-wide things
 CREATE TABLESPACE ts LOCATION '/nowhere';
 CREATE TABLE intbs (a int) TABLESPACE nowhere;
@@ -78,4 +83,7 @@ SELECT count(*) FROM tt WHERE id = 5 AND t = '5';
 SELECT c.relname FROM pg_class c WHERE relam IN (2, 403) AND relpersistence = 'p' AND relnamespace = 'public'::regnamespace;
 -- too many enum labels between two others would need other positions
 CREATE TYPE many AS ENUM ('a', 'z');
+CREATE TYPE unused AS ENUM ('a', 'z');
+CREATE TABLE uses_many (m many[] PRIMARY KEY);
+DO $$ BEGIN FOR i IN 1..30 LOOP EXECUTE format('ALTER TYPE unused ADD VALUE %L AFTER ''a''', 'l' || i); END LOOP; END $$;
 DO $$ BEGIN FOR i IN 1..30 LOOP EXECUTE format('ALTER TYPE many ADD VALUE %L AFTER ''a''', 'l' || i); END LOOP; END $$;

@@ -13,6 +13,7 @@ CREATE TABLE app.child (id int PRIMARY KEY, parent bigint REFERENCES app.keyed O
 CREATE TABLE app.composite_key (a int, b text, c date, PRIMARY KEY (b, a), UNIQUE NULLS NOT DISTINCT (c) INCLUDE (a));
 CREATE TABLE app.typed_like (LIKE app.keyed INCLUDING ALL, extra int[]);
 CREATE UNLOGGED TABLE app.quick (a int PRIMARY KEY);
+INSERT INTO app.quick SELECT generate_series(1, 10);
 CREATE TABLE IF NOT EXISTS app.plain (z int);
 CREATE TABLE app.as_query AS SELECT g AS a, g::text AS b FROM generate_series(1, 50) g;
 CREATE TABLE app.as_empty AS SELECT * FROM app.keyed WITH NO DATA;
