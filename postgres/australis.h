@@ -465,6 +465,9 @@ typedef enum AuService
 extern bool au_call(AuService service, StringInfo request, MpReader *reply, int timeout_ms);
 extern bool au_send(AuService service, StringInfo request);
 
+/* au_send that connects within the time and raises nothing. */
+extern bool au_send_quietly(AuService service, StringInfo request, int timeout_ms);
+
 /* Another request behind those that wait for answers. */
 extern bool au_send_more(AuService service, StringInfo request);
 

@@ -267,9 +267,15 @@ check_error(AuService service, const MpReader *reply)
 			 errmsg("%.*s", (int) message.len, (const char *) message.data)));
 }
 
-/* One attempt; false if nobody answers. */
 static bool
-try_connect(AuService service)
+is_hello(MpReader reply)
+{
+	return reply.end - reply.p >= 2 && (reply.p[0] & 0xf0) == 0x90 && reply.p[1] == TAG_HELLO;
+}
+
+/* One attempt; false if nobody answers within the time. */
+static bool
+try_connect(AuService service, int timeout_ms, bool raise)
 {
 	Connection *c = &connections[service];
 	struct sockaddr_un addr = {.sun_family = AF_UNIX};
@@ -325,9 +331,14 @@ try_connect(AuService service)
 		au_disconnect(service);
 		return false;
 	}
-	got = receive_frame(c, &reply, au_service_timeout_ms, false);
+	got = receive_frame(c, &reply, timeout_ms, false);
 	pfree(hello.data);
 	if (got != AU_RECEIVED)
+	{
+		au_disconnect(service);
+		return false;
+	}
+	if (!raise && !is_hello(reply))
 	{
 		au_disconnect(service);
 		return false;
@@ -344,31 +355,50 @@ try_connect(AuService service)
 	return true;
 }
 
-/* Connected and idle, or an error within the service timeout. */
-static void
-ensure_connected(AuService service)
+/*
+ * Connected and idle within the time; false if not.  With raise, what the
+ * service says against us is raised.
+ */
+static bool
+connect_within(AuService service, int timeout_ms, bool raise)
 {
 	Connection *c = &connections[service];
-	int			waited = 0;
+	instr_time	start,
+				now;
 	int			pause = 1;
 
 	if (c->expected > 0)
 		au_disconnect(service);
 	if (c->fd >= 0)
-		return;
-	while (!try_connect(service))
+		return true;
+	INSTR_TIME_SET_CURRENT(start);
+	for (;;)
 	{
-		if (waited >= au_service_timeout_ms)
-			ereport(ERROR,
-					(errcode(ERRCODE_CANNOT_CONNECT_NOW),
-					 errmsg("the %s is not available", service_names[service]),
-					 errhint("It is restarted automatically; try again. \"australis status\" tells more.")));
+		int			left;
+
+		INSTR_TIME_SET_CURRENT(now);
+		INSTR_TIME_SUBTRACT(now, start);
+		left = timeout_ms - (int) INSTR_TIME_GET_MILLISEC(now);
+		if (left <= 0)
+			return false;
+		if (try_connect(service, left, raise))
+			return true;
 		CHECK_FOR_INTERRUPTS();
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, pause, wait_event);
 		ResetLatch(MyLatch);
-		waited += pause;
 		pause = Min(pause * 2, 100);
 	}
+}
+
+/* Connected and idle, or an error within the service timeout. */
+static void
+ensure_connected(AuService service)
+{
+	if (!connect_within(service, au_service_timeout_ms, true))
+		ereport(ERROR,
+				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+				 errmsg("the %s is not available", service_names[service]),
+				 errhint("It is restarted automatically; try again. \"australis status\" tells more.")));
 }
 
 void
@@ -383,6 +413,20 @@ au_send(AuService service, StringInfo request)
 	Connection *c = &connections[service];
 
 	ensure_connected(service);
+	c->expected = 1;
+	if (send_frame(c, request))
+		return true;
+	au_disconnect(service);
+	return false;
+}
+
+bool
+au_send_quietly(AuService service, StringInfo request, int timeout_ms)
+{
+	Connection *c = &connections[service];
+
+	if (!connect_within(service, timeout_ms, false))
+		return false;
 	c->expected = 1;
 	if (send_frame(c, request))
 		return true;

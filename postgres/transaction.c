@@ -733,9 +733,9 @@ begin_commit_message(StringInfo msg, int64 generation, Tau start)
 	au_mp_int(msg, XactIsoLevel == XACT_SERIALIZABLE ? 1 : 0);
 }
 
-/* Ask what became of the transaction; false if nobody can be asked. */
+/* Ask what became of the transaction; false if nobody can be asked in time. */
 static bool
-send_resolve(void)
+send_resolve(int timeout_ms)
 {
 	StringInfoData msg;
 	bool		sent;
@@ -744,7 +744,7 @@ send_resolve(void)
 	au_mp_array(&msg, 2);
 	au_mp_int(&msg, TAG_RESOLVE);
 	au_mp_bin(&msg, txid, 16);
-	sent = au_send(AU_COMMIT_SERVICE, &msg);
+	sent = au_send_quietly(AU_COMMIT_SERVICE, &msg, timeout_ms);
 	pfree(msg.data);
 	return sent;
 }
@@ -802,17 +802,20 @@ converse(StringInfo msg)
 	holding_interrupts = true;
 	give_up = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 2 * (int64) au_service_timeout_ms);
 
-	if (!au_send(AU_COMMIT_SERVICE, msg))
+	/* from here on nothing may be raised but an outcome that is known */
+	if (!au_send_quietly(AU_COMMIT_SERVICE, msg, au_service_timeout_ms))
 		resolving = true;
 	for (;;)
 	{
 		MpReader	reply;
 		AuReceive	got = AU_LOST;
+		int			left = (int) ((give_up - GetCurrentTimestamp()) / 1000);
 
-		if (resolving && !send_resolve())
+		left = Max(Min(left, au_service_timeout_ms), 10);
+		if (resolving && !send_resolve(left))
 			au_disconnect(AU_COMMIT_SERVICE);
 		else
-			got = au_receive(AU_COMMIT_SERVICE, &reply, au_service_timeout_ms, !resolving);
+			got = au_receive(AU_COMMIT_SERVICE, &reply, left, !resolving);
 
 		if (got == AU_RECEIVED)
 		{
