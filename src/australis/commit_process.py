@@ -79,6 +79,12 @@ LARGE_BUDGET = 2 << 30
 FEED_CHUNK = 1 << 20
 FEED_HIGH_WATER = 8 << 20
 STOP_SECONDS = 10.0
+TIDY_SECONDS = 5.0
+TIDY_COMMITS = 1000
+"""Memory of commits that no living snapshot is older than is given back in slices of so many commits."""
+
+SNAPSHOT_GRACE = 30_000_000_000
+"""Nanoseconds for which a snapshot may be in use before its backend's slot shows it."""
 
 _FULL = "the disk of the journal is full (53100); nothing was changed, free space and retry"
 _OVERLOAD = "the commit service is overloaded; nothing was changed, please retry"
@@ -175,6 +181,16 @@ class CommitService:
         self._server = await self._loop.create_unix_server(lambda: _Connection(self), str(socket), backlog=512)
         os.chmod(socket, 0o600)
         page.store(Word.COMMIT_PID, os.getpid())
+        self._loop.call_later(TIDY_SECONDS, self._tidy)
+
+    def _tidy(self) -> None:
+        """Forget single keys that no transaction can conflict with any more; a wrong slot costs a false conflict."""
+        if self._stopping:
+            return
+        oldest = self.page.oldest_slot()
+        until = self._clock.now()[0] - SNAPSHOT_GRACE
+        more = self.adjudicator.table.merge_until(min(until, oldest) if oldest is not None else until, TIDY_COMMITS)
+        self._loop.call_later(0.02 if more else TIDY_SECONDS, self._tidy)
 
     async def stop(self) -> None:
         """Refuse what is new, finish what is decided, close."""

@@ -201,6 +201,19 @@ def test_a4_bounded_table_never_misses(seed: int, limit: int, max_relations: int
         assert table.floor == 0
 
 
+def test_a4_memory_of_what_no_snapshot_can_conflict_with_is_given_back() -> None:
+    table = ConflictTable(0)
+    for tau in range(1, 101):
+        table.record([key(tau)], b"\x03", tau)
+    assert table.merge_until(90, 50)
+    assert not table.merge_until(90, 50)
+    assert table.entries == 10
+    assert table.conflict([key(1)], b"\x03", 89) is not None, "an older snapshot meets the relation's maximum"
+    assert table.conflict([key(1)], b"\x03", 90) is None
+    assert table.conflict([key(95)], b"\x03", 90) is not None
+    assert table.range_conflict(key(90), key(96), 90) is not None
+
+
 def test_a4_a_very_large_write_set_is_one_maximum_per_relation() -> None:
     table = ConflictTable(0)
     keys = [key(number) for number in range(LARGE_WRITE_SET + 1)]

@@ -33,6 +33,7 @@ UNRECORDED = int(ModeFlag.BLIND | ModeFlag.VALIDATE_ONLY)
 DEFAULT_BYTES = 256 << 20
 LARGE_WRITE_SET = 50_000
 MAX_RELATIONS = 65_536
+RANGE_KEYS = 200_000
 _ENTRY_BYTES = 260  # dictionary slot, key object, list slot and their headers, beside the key's own bytes
 _LOG_BYTES = 200
 
@@ -60,6 +61,8 @@ class ConflictTable:
         self._log: deque[_LogEntry] = deque()
         self._merged: dict[bytes, list[int]] = {}  # relation prefix -> latest time per mode
         self._merged_until = floor  # largest time in _merged: newer snapshots need not look there
+        self._written: dict[bytes, int] = {}  # relation prefix -> last write (or lock) of any key, for ranges
+        self._written_floor = floor
         self.size = 0
 
     @property
@@ -91,18 +94,28 @@ class ConflictTable:
         return None
 
     def range_conflict(self, lo: bytes, hi: bytes, tau_start: int) -> bytes | None:
-        """Return a key in [lo, hi) that was written after tau_start; None if there is none."""
+        """Return a key in [lo, hi) that was written after tau_start; None if there is none.
+
+        Looks at RANGE_KEYS keys at most; if the answer is not among them, the relation's last write decides.
+        """
+        first = lo[:8]
+        if first == hi[:8] and self._written.get(first, self._written_floor) <= tau_start:
+            return None
+        budget = RANGE_KEYS
         for entry in reversed(self._log):
             if entry.tau <= tau_start:
                 break
             for key, mode in zip(entry.keys, entry.modes, strict=True):
                 if lo <= key < hi and mode & MODE_MASK >= Mode.NO_KEY_UPDATE and not mode & _NO_WRITE:
                     return key
+            budget -= len(entry.keys)
+            if budget < 0:
+                return lo
         if tau_start < self._merged_until:
-            prefixes = [lo[:8]] if lo[:8] == hi[:8] else self._merged
+            prefixes = [first] if first == hi[:8] else self._merged
             for prefix in prefixes:
                 latest = self._merged.get(prefix)
-                if latest is not None and lo[:8] <= prefix < hi and max(latest[Mode.NO_KEY_UPDATE :]) > tau_start:
+                if latest is not None and first <= prefix < hi and max(latest[Mode.NO_KEY_UPDATE :]) > tau_start:
                     return prefix
         return None
 
@@ -110,18 +123,31 @@ class ConflictTable:
         """Remember a commit at tau, which is above all before."""
         if len(keys) > LARGE_WRITE_SET:
             self._merge(keys, modes, tau)
+            self._written.update({key[:8]: tau for key in keys})
             return
-        records = self._records
+        records, written = self._records, self._written
         size = _LOG_BYTES
         for key, mode in zip(keys, modes, strict=True):
             latest = records[mode]
             if latest is not None:
                 latest[key] = tau
             size += len(key) + _ENTRY_BYTES
+            written[key[:8]] = tau
+        if len(written) > self._max_relations:
+            written.clear()
+            self._written_floor = tau
         self._log.append(_LogEntry(tau, keys, modes, size))
         self.size += size
         while self.size > self._limit and self._log:
             self._evict()
+
+    def merge_until(self, tau: int, limit: int) -> bool:
+        """Merge up to `limit` commits at or below tau, as no snapshot is older than that; True if more are left."""
+        log = self._log
+        while limit > 0 and log and log[0].tau <= tau:
+            self._evict()
+            limit -= 1
+        return bool(log and log[0].tau <= tau)
 
     def _evict(self) -> None:
         """Merge the oldest commit into the per-relation maxima."""

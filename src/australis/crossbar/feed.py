@@ -14,7 +14,7 @@ from typing import NamedTuple
 from australis.protocol.frames import pack_length
 from australis.protocol.messages import encode
 
-BUFFER_BYTES = 32 << 20
+BUFFER_BYTES = 8 << 20
 _INLINE = 1 << 16
 _RECORD_TAG = 42
 
