@@ -27,6 +27,7 @@
 #include "access/table.h"
 #include "access/twophase.h"
 #include "access/xact.h"
+#include "catalog/catalog.h"
 #include "catalog/dependency.h"
 #include "catalog/index.h"
 #include "catalog/namespace.h"
@@ -53,6 +54,7 @@
 #include "tcop/cmdtag.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
+#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -314,7 +316,13 @@ reindex(ReindexStmt *stmt, bool top_level)
 		if (strcmp(option->defname, "concurrently") != 0)
 			continue;
 		if (defGetBoolean(option))
+		{
 			PreventInTransactionBlock(top_level, "REINDEX CONCURRENTLY");
+			/* PostgreSQL refuses it for catalogs */
+			if (stmt->kind == REINDEX_OBJECT_SYSTEM ||
+				(stmt->relation && IsCatalogRelationOid(RangeVarGetRelid(stmt->relation, NoLock, true))))
+				continue;
+		}
 		stmt->params = foreach_delete_current(stmt->params, lc);
 	}
 }
@@ -346,25 +354,46 @@ refresh_concurrently(RefreshMatViewStmt *stmt)
 	Relation	rel;
 	ListCell   *lc;
 	bool		usable = false;
+	bool		populated;
 
 	if (!OidIsValid(relid) || stmt->skipData || get_rel_relkind(relid) != RELKIND_MATVIEW)
 		return;
 	rel = relation_open(relid, AccessShareLock);
-	if (RelationIsPopulated(rel))
+	populated = RelationIsPopulated(rel);
+	if (populated)
 	{
 		foreach(lc, RelationGetIndexList(rel))
 		{
 			Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
 			Form_pg_index form = index->rd_index;
+			bool		plain = heap_attisnull(index->rd_indextuple, Anum_pg_index_indpred, NULL);
 
-			if (form->indisunique && form->indimmediate && form->indisvalid &&
-				RelationGetIndexPredicate(index) == NIL && RelationGetIndexExpressions(index) == NIL)
+			/*
+			 * As is_usable_unique_index() in matview.c.  Not by looking at
+			 * predicates and expressions themselves: that would run functions
+			 * of the view's owner as the current user.
+			 */
+			for (int i = 0; i < form->indnatts; i++)
+				plain &= form->indkey.values[i] > 0;
+			if (form->indisunique && form->indimmediate && form->indisvalid && plain)
 				usable = true;
 			index_close(index, AccessShareLock);
 		}
 	}
+	else
+		usable = true;			/* PostgreSQL refuses it */
 	relation_close(rel, AccessShareLock);
-	if (usable)
+
+	/* PostgreSQL says it when somebody else owns the view */
+	if (pg_class_aclcheck(relid, GetUserId(), ACL_MAINTAIN) != ACLCHECK_OK)
+		return;
+	if (!usable)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot refresh materialized view \"%s\" concurrently",
+						quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)), get_rel_name(relid))),
+				 errhint("Create a unique index with no WHERE clause on one or more columns of the materialized view.")));
+	if (populated)
 		stmt->concurrent = false;
 }
 
