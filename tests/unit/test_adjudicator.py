@@ -348,3 +348,13 @@ def test_q8_chunks() -> None:
     assert a.kill(commit.txid)
     assert a.ingest_refusal(commit.txid, GENERATION) is not None
     assert outcome(a, commit) is Outcome.REFUSED
+
+
+def test_ranges_are_answered_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("australis.adjudicator.conflict_table.RANGE_KEYS", 10)
+    table = ConflictTable(0)
+    for tau in range(1, 101):
+        table.record([key(tau), key(1, REL + 1)], b"\x03\x03", tau)
+    assert table.range_conflict(key(1, REL + 2), key(9, REL + 2), 0) is None, "nobody wrote to this relation"
+    assert table.range_conflict(key(500), key(600), 97) is None
+    assert table.range_conflict(key(500), key(600), 50) is not None, "too much to look at: the relation's last write"
