@@ -741,9 +741,10 @@ send_resolve(int timeout_ms)
 	bool		sent;
 
 	initStringInfo(&msg);
-	au_mp_array(&msg, 2);
+	au_mp_array(&msg, 3);
 	au_mp_int(&msg, TAG_RESOLVE);
 	au_mp_bin(&msg, txid, 16);
+	au_mp_int(&msg, tau_start);
 	sent = au_send_quietly(AU_COMMIT_SERVICE, &msg, timeout_ms);
 	pfree(msg.data);
 	return sent;
