@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_origin
 
 import msgspec
 
@@ -99,12 +99,21 @@ def load(directory: Path) -> Config:
         config = msgspec.convert(content, Config)
     except msgspec.ValidationError as error:
         known = ", ".join(field.name for field in msgspec.structs.fields(Config))
-        hint = f" (known keys: {known})" if "unknown field" in str(error) else ""
+        hint = f" (known keys: {known})" if "unknown field" in str(error) else _choices(str(error))
         raise ConfigError(f"{file}: {_in_words(str(error))}{hint}") from error
     for name in config.postgresql:
         if name.lower() in OWN_SETTINGS or name.lower().startswith("australis."):
             raise ConfigError(f"{file}: [postgresql] {name} is set by Australis itself; remove it")
     return config
+
+
+def _choices(message: str) -> str:
+    """What a key with a fixed set of values may be: ", must be one of ..."; empty for other keys."""
+    key = message.partition(" - at `$.")[2].rstrip("`")
+    for field in msgspec.structs.fields(Config):
+        if field.name == key and get_origin(field.type) is Literal:
+            return ", must be one of " + ", ".join(str(value) for value in get_args(field.type))
+    return ""
 
 
 def _in_words(message: str) -> str:
