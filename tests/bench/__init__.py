@@ -1,0 +1,1 @@
+"""The benchmark's own parts: reading pgbench, medians, floors, table and picture."""

@@ -1,0 +1,78 @@
+"""PostgreSQL's regression files under pytest: a few of them, and the classifier held to planted differences.
+
+The whole suite with its report is `python -m tests.regression --core` (and `--specs all`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.servers import Server
+from tests.regression.classify import Block, cut, differing_blocks, kind_of
+from tests.regression.runner import Side, run_files, summary
+from tests.regression.source import SourceMissing, regress_directory, with_needs
+
+FILES = ["select", "insert", "update", "delete", "insert_conflict", "transactions", "uuid", "numeric", "prepare"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected", "actual", "kind"),
+    [
+        ("SELECT a", (" 1", " 2"), (" 2", " 1"), "row order"),
+        ("EXPLAIN SELECT 1", (" Seq Scan",), (" Index Scan",), "plan shape"),
+        ("SELECT 1", (" 1",), ("server closed the connection unexpectedly",), "CONNECTION LOST"),
+        ("SELECT 1", (" 1",), ("ERROR:  could not serialize access",), "conflict at commit (40001)"),
+        (
+            "CREATE INDEX",
+            ("x",),
+            ('ERROR:  access method "gin" is not supported',),
+            "other index access method refused",
+        ),
+        ("SELECT 1", (" 1",), ("ERROR:  boom 7",), "unexpected error: boom #"),
+        ("SELECT 1", ("ERROR:  boom",), (" 1",), "missing error: boom"),
+        ("SELECT 1", (" 1",), (" 2",), "numbers differ"),
+        ("SELECT 1", (" a", " b"), (" a",), "rows missing"),
+        ("SELECT ctid", (" (0,1)",), (" (0,9)",), "ctid, xmin, tableoid"),
+    ],
+)
+def test_classes(statement: str, expected: tuple[str, ...], actual: tuple[str, ...], kind: str) -> None:
+    assert kind_of((statement,), expected, actual) == kind
+
+
+def test_only_the_statement_that_differs_is_reported() -> None:
+    sql = {"SELECT 1;", "SELECT 2;", "SELECT 3;"}
+    expected = cut("SELECT 1;\n 1\nSELECT 2;\n 2\nSELECT 3;\n 3\n", sql)
+    actual = cut("SELECT 1;\n 1\nSELECT 2;\n 7\nSELECT 3;\n 3\n", sql)
+    different = differing_blocks(expected, actual)
+    assert [(d.echo, d.removed, d.added) for d in different] == [(("SELECT 2;",), 1, 1)]
+    assert differing_blocks(expected, expected) == []
+
+
+def test_a_lost_tail_is_reported_once() -> None:
+    expected = [Block(("a",), ("1",)), Block(("b",), ("2",)), Block(("c",), ("3",))]
+    different = differing_blocks(expected, [Block(("a",), ("server closed the connection",))])
+    assert [d.kind for d in different] == ["CONNECTION LOST", "rows missing"]
+
+
+@pytest.mark.timeout(300)
+def test_core_files(stock: Server, australis: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing crashes, and no answer of these files is wrong beyond order and plans."""
+    try:
+        source = regress_directory()
+    except SourceMissing as error:
+        pytest.skip(str(error))
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        os.chmod(directory, 0o755)
+    names = with_needs(source, FILES)
+    side, other = (Side(server, source, tmp_path, limit=120) for server in (australis, stock))
+    results = run_files(names, side, other, set(FILES))
+    with capsys.disabled():
+        print("\n" + summary(results, show=0))
+    tolerated = ("row order", "plan shape", "ctid, xmin", "other index access method", "names of access methods")
+    wrong = [
+        f"{r.name}:{b.line} {b.kind}" for r in results if not r.same for b in r.best if not b.kind.startswith(tolerated)
+    ]
+    assert not wrong
