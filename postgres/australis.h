@@ -26,6 +26,7 @@
  *	  sequence.c	 durable bounds of sequences
  *	  utility.c		 ProcessUtility hook; planner.c: planner hooks
  *	  session.c		 taking over a client's socket from the router
+ *	  explain.c		 storage reads in EXPLAIN; size_functions.c: relation sizes
  *
  * docs/formats.md defines every byte that leaves this process.
  *
@@ -292,6 +293,22 @@ extern void au_key_scan_end(KeyScan *scan);
 /* One key.  The value is valid until the next look-up of this backend. */
 extern bool au_key_lookup(Bytes key, CommandId curcid, KeyEntry *entry);
 
+/* What was read from storage, for EXPLAIN. */
+typedef struct ReadCounts
+{
+	uint64		trips;
+	uint64		rows;
+	uint64		bytes;			/* keys and values, as storage returns them */
+} ReadCounts;
+
+/* Count this scan's reads there. */
+extern void au_key_scan_count(KeyScan *scan, ReadCounts *counts);
+
+/* What a scan of ours has read so far, rescans included (explain.c) */
+extern void au_table_scan_reads(TableScanDesc scan, ReadCounts *total);
+extern void au_index_scan_reads(struct IndexScanDescData *scan, ReadCounts *total);
+extern void au_index_fetch_reads(struct IndexFetchTableData *fetch, ReadCounts *total);
+
 /* curcid to use under this PostgreSQL snapshot */
 extern CommandId au_snapshot_curcid(Snapshot snapshot);
 
@@ -549,6 +566,7 @@ extern void au_sequences_restore(void);
 extern void au_utility_init(void);
 extern void au_planner_init(void);
 extern void au_index_init(void);	/* index_cost.c */
+extern void au_explain_init(void);
 extern void au_session_init(void);
 extern void au_shmem_init(void);
 extern void au_transaction_init(void);

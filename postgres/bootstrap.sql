@@ -18,7 +18,7 @@
 -- (below 16384).  Everything lives in pg_catalog, so that no tool lists it.
 --
 -- oids: 9000 au_table_handler, 9001 au_index_handler, 9002 access method heap,
--- 9003 au_catalog_applied, 9403 access method btree.
+-- 9003 au_catalog_applied, 9010..9018 size functions, 9403 access method btree.
 
 -- PostgreSQL's own methods keep their oids and get other names: catalogs,
 -- temporary tables and toast tables go on using them.
@@ -51,6 +51,29 @@ INSERT INTO pg_catalog.pg_proc (oid, proname, pronamespace, proowner, prolang, p
         prokind, prosecdef, proleakproof, proisstrict, proretset, 'v', proparallel, pronargs, pronargdefaults, 20,
         proargtypes, 'au_catalog_applied', 'australis'
     FROM pg_catalog.pg_proc WHERE oid = 2026;
+
+-- Sizes are those of storage (size_functions.c).  PostgreSQL's functions, which
+-- count local files, get other names; calls by oid still find them.
+UPDATE pg_catalog.pg_proc SET proname = proname || '_local'
+    WHERE oid IN (2332, 2325, 2286, 2998, 2997, 2324, 2168, 2322, 2323);
+
+INSERT INTO pg_catalog.pg_proc (oid, proname, pronamespace, proowner, prolang, procost, prorows, provariadic,
+        prosupport, prokind, prosecdef, proleakproof, proisstrict, proretset, provolatile, proparallel, pronargs,
+        pronargdefaults, prorettype, proargtypes, prosrc, probin)
+    SELECT n.oid, replace(proname::text, '_local', '')::name, pronamespace, proowner, 13, 1, prorows, provariadic,
+        prosupport, prokind, prosecdef, proleakproof, proisstrict, proretset, provolatile, proparallel, pronargs,
+        pronargdefaults, prorettype, proargtypes, n.src, 'australis'
+    FROM pg_catalog.pg_proc p JOIN (VALUES (9010, 2332, 'au_relation_size'), (9011, 2325, 'au_relation_size'),
+        (9012, 2286, 'au_total_relation_size'), (9013, 2998, 'au_indexes_size'), (9014, 2997, 'au_table_size'),
+        (9015, 2324, 'au_database_size_oid'), (9016, 2168, 'au_database_size_name'),
+        (9017, 2322, 'au_tablespace_size_oid'), (9018, 2323, 'au_tablespace_size_name')) AS n (oid, old, src)
+        ON p.oid = n.old::oid;
+
+INSERT INTO pg_catalog.pg_description (objoid, classoid, objsubid, description)
+    SELECT n.oid, classoid, objsubid, description
+    FROM pg_catalog.pg_description d JOIN (VALUES (9010, 2332), (9011, 2325), (9012, 2286), (9013, 2998), (9014, 2997),
+        (9015, 2324), (9016, 2168), (9017, 2322), (9018, 2323)) AS n (oid, old)
+        ON d.objoid = n.old::oid AND d.classoid = 1255;
 
 INSERT INTO pg_catalog.pg_am (oid, amname, amhandler, amtype) VALUES (9002, 'heap', 9000, 't');
 

@@ -85,6 +85,7 @@ typedef struct AuScan
 	ScanFilter *filters;
 	CommandId	curcid;
 	bool		counted;		/* in pgstat */
+	ReadCounts	reads;			/* rescans included */
 
 	/* where we are */
 	int			current;		/* range number; -1 or nranges: off the end */
@@ -822,6 +823,7 @@ enter_range(IndexScanDesc scan, AuScan *so, bool backward)
 		MemoryContext old = MemoryContextSwitchTo(GetMemoryChunkContext(so));
 
 		so->scan = au_key_scan_begin(range->lo, range->hi, so->curcid);
+		au_key_scan_count(so->scan, &so->reads);
 		MemoryContextSwitchTo(old);
 	}
 	so->open = true;
@@ -860,8 +862,19 @@ next_entry(IndexScanDesc scan, AuScan *so, ScanDirection dir, KeyEntry *entry)
 		}
 		else if (so->point == (backward ? POINT_AFTER : POINT_BEFORE))
 		{
+			bool		found;
+
 			so->point = POINT_ON;
-			if (au_key_lookup(range->lo, so->curcid, entry))
+			found = au_key_lookup(range->lo, so->curcid, entry);
+			if (!found)
+				so->reads.trips++;
+			else if (entry->version == NULL)
+			{
+				so->reads.trips++;
+				so->reads.rows++;
+				so->reads.bytes += entry->key.len + entry->value.len;
+			}
+			if (found)
 			{
 				so->last_key = entry->key;
 				return true;
@@ -951,6 +964,16 @@ return_tuple(IndexScanDesc scan, AuScan *so)
 		scan->xs_hitupdesc = desc;
 	}
 	MemoryContextSwitchTo(old);
+}
+
+void
+au_index_scan_reads(IndexScanDesc scan, ReadCounts *total)
+{
+	const ReadCounts *reads = &((AuScan *) scan->opaque)->reads;
+
+	total->trips += reads->trips;
+	total->rows += reads->rows;
+	total->bytes += reads->bytes;
 }
 
 /* ------------------------------------------------------- access method API */

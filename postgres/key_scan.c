@@ -48,7 +48,12 @@ struct KeyScan
 	uint64		wb_changes;		/* what wb_next was found in: see wb_state() */
 	WbEntry    *wb_next;		/* NULL: none */
 	bool		wb_valid;
+
+	ReadCounts *counts;			/* where to count reads */
 };
+
+/* of scans that nobody asks about */
+static ReadCounts uncounted;
 
 static inline Bytes
 as_bytes(StringInfo s)
@@ -74,7 +79,14 @@ au_key_scan_begin(Bytes lo, Bytes hi, CommandId curcid)
 	s->curcid = curcid;
 	s->batch_rows = FIRST_BATCH_ROWS;
 	s->last_offset = -1;
+	s->counts = &uncounted;
 	return s;
+}
+
+void
+au_key_scan_count(KeyScan *scan, ReadCounts *counts)
+{
+	scan->counts = counts;
 }
 
 void
@@ -192,8 +204,12 @@ fetch(KeyScan *s)
 	s->offset = 0;
 	s->more = false;
 	if (au_compare_bytes(lo, hi) < 0)
+	{
 		au_read_range(lo, hi, s->backward, au_read_tau(s->relid, s->curcid),
 					  s->batch_rows, MAX_BATCH_BYTES, &s->batch, &s->more);
+		s->counts->trips++;
+		s->counts->bytes += s->batch.len;
+	}
 	s->have_batch = true;
 }
 
@@ -317,6 +333,7 @@ au_key_scan_next(KeyScan *scan, ScanDirection dir, KeyEntry *entry)
 			}
 			scan->last_offset = scan->consumed = scan->offset;
 			scan->offset = next_offset;
+			scan->counts->rows++;
 			*entry = stored;
 			scan->started = true;
 			return true;
@@ -328,6 +345,7 @@ au_key_scan_next(KeyScan *scan, ScanDirection dir, KeyEntry *entry)
 		{
 			scan->last_offset = scan->consumed = scan->offset;
 			scan->offset = next_offset;
+			scan->counts->rows++;
 			*entry = stored;
 			scan->started = true;
 			return true;
@@ -337,6 +355,7 @@ au_key_scan_next(KeyScan *scan, ScanDirection dir, KeyEntry *entry)
 			/* the own version hides it */
 			scan->consumed = scan->offset;
 			scan->offset = next_offset;
+			scan->counts->rows++;
 		}
 
 		remember(scan, &scan->last, own->key);

@@ -76,6 +76,7 @@ _PG_init(void)
 	au_utility_init();
 	au_planner_init();
 	au_index_init();
+	au_explain_init();
 	if (process_shared_preload_libraries_in_progress)
 	{
 		au_shmem_init();

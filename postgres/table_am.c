@@ -101,6 +101,7 @@ typedef struct ScanDesc
 {
 	TableScanDescData base;
 	KeyScan    *scan;
+	ReadCounts	reads;			/* rescans included */
 	/* ANALYZE */
 	bool		analyze_started;
 	double		row_weight;
@@ -130,6 +131,7 @@ start_scan(ScanDesc *scan)
 	relation_range(scan->base.rs_rd, &lo, &hi);
 	au_note_read_range(as_bytes(&lo), as_bytes(&hi));
 	scan->scan = au_key_scan_begin(as_bytes(&lo), as_bytes(&hi), au_snapshot_curcid(scan->base.rs_snapshot));
+	au_key_scan_count(scan->scan, &scan->reads);
 	pfree(lo.data);
 	pfree(hi.data);
 }
@@ -197,16 +199,42 @@ scan_getnextslot(TableScanDesc sscan, ScanDirection direction, TupleTableSlot *s
 	return true;
 }
 
+void
+au_table_scan_reads(TableScanDesc scan, ReadCounts *total)
+{
+	const ReadCounts *reads = &((ScanDesc *) scan)->reads;
+
+	total->trips += reads->trips;
+	total->rows += reads->rows;
+	total->bytes += reads->bytes;
+}
+
 /* ------------------------------------------------------- look-ups by TID */
+
+typedef struct IndexFetch
+{
+	IndexFetchTableData base;
+	ReadCounts	reads;
+} IndexFetch;
 
 static IndexFetchTableData *
 index_fetch_begin(Relation rel)
 {
-	IndexFetchTableData *fetch = palloc0(sizeof(IndexFetchTableData));
+	IndexFetch *fetch = palloc0(sizeof(IndexFetch));
 
 	au_check_relation_not_ahead(rel);
-	fetch->rel = rel;
-	return fetch;
+	fetch->base.rel = rel;
+	return &fetch->base;
+}
+
+void
+au_index_fetch_reads(IndexFetchTableData *fetch, ReadCounts *total)
+{
+	const ReadCounts *reads = &((IndexFetch *) fetch)->reads;
+
+	total->trips += reads->trips;
+	total->rows += reads->rows;
+	total->bytes += reads->bytes;
 }
 
 static void
@@ -220,9 +248,12 @@ index_fetch_end(IndexFetchTableData *fetch)
 	pfree(fetch);
 }
 
+/* reads that belong to no scan */
+static ReadCounts uncounted;
+
 /* Fill the slot with exactly the version that a TID names. */
 static bool
-fetch_target(Relation rel, ItemPointer tid, const TidTarget *target, TupleTableSlot *slot)
+fetch_target(Relation rel, ItemPointer tid, const TidTarget *target, TupleTableSlot *slot, ReadCounts *reads)
 {
 	Bytes		image;
 	ItemPointerData saved = *tid;	/* tid may be the slot's */
@@ -239,8 +270,11 @@ fetch_target(Relation rel, ItemPointer tid, const TidTarget *target, TupleTableS
 		StringInfo	buf = scratch(SCRATCH_OLD);
 		uint32		klen;
 
+		reads->trips++;
 		if (!au_read_key(target->key, au_read_tau(au_relid(rel), InvalidCommandId), buf))
 			return false;
+		reads->rows++;
+		reads->bytes += buf->len;
 		memcpy(&klen, buf->data, 4);
 		memcpy(&image.len, buf->data + 4, 4);
 		image.data = (uint8 *) buf->data + 16 + TYPEALIGN(8, klen);
@@ -276,7 +310,7 @@ index_fetch_tuple(IndexFetchTableData *fetch, ItemPointer tid, Snapshot snapshot
 	}
 	if (!au_tid_lookup(tid, &target))
 		return false;
-	return fetch_target(fetch->rel, tid, &target, slot);
+	return fetch_target(fetch->rel, tid, &target, slot, &((IndexFetch *) fetch)->reads);
 }
 
 static bool
@@ -294,7 +328,7 @@ tuple_fetch_row_version(Relation rel, ItemPointer tid, Snapshot snapshot, TupleT
 		if (seen != target.version)
 			return false;
 	}
-	return fetch_target(rel, tid, &target, slot);
+	return fetch_target(rel, tid, &target, slot, &uncounted);
 }
 
 static bool
@@ -591,7 +625,7 @@ check_target(Relation rel, ItemPointer tid, CommandId cid, TidTarget *target, TM
 static void
 fetch_old(Relation rel, ItemPointer tid, const TidTarget *target, TupleTableSlot *slot)
 {
-	if (!fetch_target(rel, tid, target, slot))
+	if (!fetch_target(rel, tid, target, slot, &uncounted))
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("row of table \"%s\" is missing from storage", RelationGetRelationName(rel))));
@@ -767,13 +801,13 @@ tuple_lock(Relation rel, ItemPointer tid, Snapshot snapshot, TupleTableSlot *slo
 	if (result == TM_Invisible && target.version != NULL)
 	{
 		/* ON CONFLICT asks whose row it is: show the real xid */
-		if (fetch_target(rel, tid, &target, slot) && slot->tts_ops == &TTSOpsAustralis)
+		if (fetch_target(rel, tid, &target, slot, &uncounted) && slot->tts_ops == &TTSOpsAustralis)
 			((AustralisTupleTableSlot *) slot)->show_own_xid = true;
 		return result;
 	}
 	if (result != TM_Ok)
 		return result;
-	if (!fetch_target(rel, tid, &target, slot))
+	if (!fetch_target(rel, tid, &target, slot, &uncounted))
 		return TM_Deleted;
 	au_note_relation(rel);
 	au_wb_lock(as_bytes(key), mode);
