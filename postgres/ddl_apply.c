@@ -84,8 +84,10 @@
 #include "utils/wait_event.h"
 
 #define CHANGES_MAX 8192		/* relations whose last change is remembered */
-#define READ_ROWS 64			/* records per read of the log */
+#define READ_ROWS 256			/* records per read of the log */
 #define READ_BYTES (4 * 1024 * 1024)
+#define BATCH_RECORDS 256		/* records per local transaction */
+#define BATCH_LOCKS 2000
 #define BATCH_HEADER 16			/* docs/formats.md, section 5 */
 #define LOCK_PATIENCE_MS 100	/* PROTOCOL Q4 */
 #define RETRY_MS 200			/* pause after a failed applier, doubled each time */
@@ -386,6 +388,13 @@ typedef struct EffectIn
 	Bytes		data;
 } EffectIn;
 
+typedef struct SequenceIn
+{
+	Oid			relid;
+	int64		last_value;
+	bool		is_called;
+} SequenceIn;
+
 typedef struct RecordIn
 {
 	Oid			database;
@@ -393,12 +402,7 @@ typedef struct RecordIn
 	uint32		neffects;
 	EffectIn   *effects;
 	uint32		nsequences;
-	struct
-	{
-		Oid			relid;
-		int64		last_value;
-		bool		is_called;
-	}		   *sequences;
+	SequenceIn *sequences;
 	uint32		ndatabases;
 	struct
 	{
@@ -409,6 +413,28 @@ typedef struct RecordIn
 	uint32		nchanged;
 	uint64	   *changed;
 } RecordIn;
+
+/*
+ * Records that are applied in one local transaction: while catching up many of
+ * them, which spares most of the files of relations that do not last.
+ */
+typedef struct Batch
+{
+	bool		open;
+	int64		n;				/* the newest record in it */
+	int			records;
+	uint32		locks;			/* an upper bound */
+	List	   *storage;		/* pg_class rows with new storage */
+	List	   *sequences;		/* SequenceIn *, likewise */
+	List	   *changes;		/* ChangesIn * */
+} Batch;
+
+typedef struct ChangesIn
+{
+	uint64	   *names;
+	uint32		count;
+	Tau			tau;
+} ChangesIn;
 
 /* Before anything is palloc'd: an element takes at least one byte. */
 static uint32
@@ -465,7 +491,7 @@ read_record(RecordIn *in, Bytes value, int64 n)
 	}
 
 	in->nsequences = read_count(&r);
-	in->sequences = palloc(sizeof(*in->sequences) * (in->nsequences + 1));
+	in->sequences = palloc_array(SequenceIn, in->nsequences + 1);
 	for (uint32 i = 0; i < in->nsequences; i++)
 	{
 		(void) au_mp_read_array(&r);
@@ -629,6 +655,9 @@ create_storage(Form_pg_class cls)
 	locator.spcOid = OidIsValid(cls->reltablespace) ? cls->reltablespace : MyDatabaseTableSpace;
 	locator.dbOid = MyDatabaseId;
 	locator.relNumber = cls->relfilenode;
+	/* a crash may have left it from an earlier attempt */
+	if (smgrexists(smgropen(locator, INVALID_PROC_NUMBER), MAIN_FORKNUM))
+		return;
 	smgrclose(RelationCreateStorage(locator, RELPERSISTENCE_UNLOGGED, true));
 	log_smgrcreate(&locator, MAIN_FORKNUM);
 }
@@ -709,10 +738,9 @@ advance_next_oid(Oid next)
 }
 
 static void
-apply_effects(RecordIn *in)
+apply_effects(RecordIn *in, Batch *batch)
 {
 	List	   *heaps = NIL;	/* tables that got an index */
-	List	   *storage = NIL;	/* pg_class rows with new storage */
 	ListCell   *lc;
 	uint32		i;
 
@@ -809,7 +837,7 @@ apply_effects(RecordIn *in)
 
 			CatalogTupleInsertWithInfo(rel, tuple, indexes);
 			if (catalog == RelationRelationId)
-				storage = lappend(storage, tuple);
+				batch->storage = lappend(batch->storage, tuple);
 			else if (catalog == IndexRelationId)
 				heaps = list_append_unique_oid(heaps, ((Form_pg_index) GETSTRUCT(tuple))->indrelid);
 		}
@@ -819,21 +847,8 @@ apply_effects(RecordIn *in)
 	}
 	CommandCounterIncrement();
 
-	foreach(lc, storage)
-	{
-		Form_pg_class cls = (Form_pg_class) GETSTRUCT((HeapTuple) lfirst(lc));
-		RelFileLocator locator;
-
-		if (!RELKIND_HAS_STORAGE(cls->relkind) || !OidIsValid(cls->relfilenode) || cls->oid < FirstNormalObjectId)
-			continue;
-		locator.spcOid = OidIsValid(cls->reltablespace) ? cls->reltablespace : MyDatabaseTableSpace;
-		locator.dbOid = MyDatabaseId;
-		locator.relNumber = cls->relfilenode;
-		if (!smgrexists(smgropen(locator, INVALID_PROC_NUMBER), MAIN_FORKNUM))
-			create_storage(cls);
-	}
 	for (i = 0; i < in->nsequences; i++)
-		au_sequence_create_storage(in->sequences[i].relid, in->sequences[i].last_value, in->sequences[i].is_called);
+		batch->sequences = lappend(batch->sequences, &in->sequences[i]);
 	foreach(lc, heaps)
 		set_has_index(lfirst_oid(lc));
 
@@ -865,28 +880,49 @@ error_context(void *arg)
 	errcontext("applying DDL record %lld", (long long) *(int64 *) arg);
 }
 
+/* Files of the relations that are still there after all records of the batch. */
 static void
-apply_record(int64 n, Tau tau, Bytes value)
+create_files(Batch *batch)
 {
-	RecordIn	in = {0};
-	ErrorContextCallback callback = {.previous = error_context_stack, .callback = error_context, .arg = &n};
+	ListCell   *lc;
 
-	error_context_stack = &callback;
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	au_ddl_lock();
-	if (au_ddl_applied() >= n)
+	foreach(lc, batch->storage)
 	{
-		/* the transaction that made it got through meanwhile */
-		PopActiveSnapshot();
-		CommitTransactionCommand();
-		error_context_stack = callback.previous;
-		return;
+		Form_pg_class cls = (Form_pg_class) GETSTRUCT((HeapTuple) lfirst(lc));
+		HeapTuple	now;
+		bool		current;
+
+		if (!RELKIND_HAS_STORAGE(cls->relkind) || !OidIsValid(cls->relfilenode) || cls->oid < FirstNormalObjectId)
+			continue;
+		now = SearchSysCache1(RELOID, ObjectIdGetDatum(cls->oid));
+		current = HeapTupleIsValid(now) && ((Form_pg_class) GETSTRUCT(now))->relfilenode == cls->relfilenode;
+		if (HeapTupleIsValid(now))
+			ReleaseSysCache(now);
+		if (current)
+			create_storage(cls);
 	}
-	read_record(&in, value, n);
-	apply_effects(&in);
-	advance_next_oid(in.next_oid);
-	au_ddl_mark_applied(n);
+	/* a later entry is for newer storage of the same sequence */
+	for (int i = list_length(batch->sequences) - 1; i >= 0; i--)
+	{
+		SequenceIn *sequence = list_nth(batch->sequences, i);
+
+		if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(sequence->relid)))
+			au_sequence_create_storage(sequence->relid, sequence->last_value, sequence->is_called);
+	}
+}
+
+/* Commit the records of the batch. */
+static void
+end_batch(Batch *batch)
+{
+	ErrorContextCallback callback = {.previous = error_context_stack, .callback = error_context, .arg = &batch->n};
+	ListCell   *lc;
+
+	if (!batch->open)
+		return;
+	error_context_stack = &callback;
+	create_files(batch);
+	au_ddl_mark_applied(batch->n);
 	PopActiveSnapshot();
 	ForceSyncCommit();
 
@@ -895,11 +931,68 @@ apply_record(int64 n, Tau tau, Bytes value)
 	 * before set_applied below, and a relation that looks changed too early
 	 * only costs a retry.
 	 */
-	note_changes(in.changed, in.nchanged, tau);
+	foreach(lc, batch->changes)
+	{
+		ChangesIn  *changed = lfirst(lc);
+
+		note_changes(changed->names, changed->count, changed->tau);
+	}
 	CommitTransactionCommand();
-	set_applied(n);
 	error_context_stack = callback.previous;
-	elog(DEBUG1, "applied DDL record %lld", (long long) n);
+	set_applied(batch->n);
+	elog(DEBUG1, "applied DDL record %lld", (long long) batch->n);
+	memset(batch, 0, sizeof(*batch));
+}
+
+/* Everything of the record is allocated in context, which outlives the batch. */
+static void
+apply_record(Batch *batch, MemoryContext context, int64 n, Tau tau, Bytes value)
+{
+	ErrorContextCallback callback = {.previous = error_context_stack, .callback = error_context, .arg = &n};
+	RecordIn	in = {0};
+	ChangesIn  *changed;
+
+	error_context_stack = &callback;
+	if (!batch->open)
+	{
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		au_ddl_lock();
+		if (au_ddl_applied() >= n)
+		{
+			/* the transaction that made it got through meanwhile */
+			PopActiveSnapshot();
+			CommitTransactionCommand();
+			error_context_stack = callback.previous;
+			return;
+		}
+		batch->open = true;
+	}
+	MemoryContextSwitchTo(context);
+	read_record(&in, value, n);
+
+	/* files of a template must be there, and its catalogs committed */
+	if (in.ndatabases > 0 && batch->records > 0)
+	{
+		error_context_stack = callback.previous;
+		end_batch(batch);
+		apply_record(batch, context, n, tau, value);
+		return;
+	}
+
+	batch->n = n;
+	batch->records++;
+	batch->locks += in.nchanged;
+	apply_effects(&in, batch);
+	advance_next_oid(in.next_oid);
+	changed = palloc_object(ChangesIn);
+	*changed = (ChangesIn) {in.changed, in.nchanged, tau};
+	batch->changes = lappend(batch->changes, changed);
+	error_context_stack = callback.previous;
+
+	if (pg_atomic_read_u32(&shared->caught_up) != 0 || in.ndatabases > 0 ||
+		batch->records >= BATCH_RECORDS || batch->locks >= BATCH_LOCKS)
+		end_batch(batch);
 }
 
 /*
@@ -955,6 +1048,7 @@ apply_available(void)
 
 	for (;;)
 	{
+		Batch		batch = {0};
 		bool		more;
 		int64		n;
 		uint8	   *p,
@@ -1012,7 +1106,7 @@ apply_available(void)
 
 			if (n <= au_ddl_applied())
 				continue;
-			if (n != au_ddl_applied() + 1)
+			if (n != (batch.open ? batch.n : au_ddl_applied()) + 1)
 				ereport(ERROR,
 						(errcode(ERRCODE_DATA_CORRUPTED),
 						 errmsg("DDL record %lld is missing", (long long) au_ddl_applied() + 1)));
@@ -1020,13 +1114,15 @@ apply_available(void)
 			shared->next_database = read_header(&r, n);
 			if (shared->next_database != MyDatabaseId)
 			{
+				end_batch(&batch);
 				MemoryContextSwitchTo(TopMemoryContext);
 				MemoryContextDelete(context);
 				return APPLIER_DATABASE;
 			}
-			apply_record(n, tau, value);
+			apply_record(&batch, context, n, tau, value);
 			MemoryContextSwitchTo(context);
 		}
+		end_batch(&batch);
 	}
 	MemoryContextSwitchTo(TopMemoryContext);
 	MemoryContextDelete(context);
