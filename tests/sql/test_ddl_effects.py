@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -37,16 +38,18 @@ Rows = dict[str, Counter[tuple[object, ...]]]
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[AustralisCluster]:
-    for parent in (tmp_path, *tmp_path.parents[:2]):  # the cluster drops root
-        parent.chmod(0o755)
-    cluster = AustralisCluster(tmp_path / "cluster")
+def cluster() -> Iterator[AustralisCluster]:
+    # not below pytest's own directory: only root can enter that, and the cluster drops root
+    directory = Path(tempfile.mkdtemp(prefix="australis-ddl-"))
+    cluster = AustralisCluster(directory)
     try:
         cluster.start()
+        yield cluster
     except (CannotStart, ProgramsMissing) as error:
         pytest.skip(f"Australis can't start: {error}")
-    yield cluster
-    cluster.stop()
+    finally:
+        cluster.stop()
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def databases(server: Server) -> list[str]:
