@@ -51,6 +51,7 @@ from australis.storage.applier import Applier, Settings
 from australis.storage.store import StoreError, TooOldError
 
 FRESH_SECONDS = 10.0
+BEFORE_EVERYTHING = 1  # the snapshot time of a transaction while nothing was ever committed
 MAX_SCAN_BYTES = 8 << 20
 MAX_SCAN_ROWS = 1 << 20
 INLINE_ROWS = 128
@@ -156,6 +157,8 @@ class StorageService:
         """Wait until everything at or below tau is applied; False after the time limit."""
         if self.applied() >= tau:
             return True
+        if tau <= BEFORE_EVERYTHING and self.applier.state == "following":
+            return True  # in a cluster that never committed anything no applied time is known, and none is needed
         done: asyncio.Future[bool] = self._loop.create_future()
         heapq.heappush(self._waiters, (tau, next(self._numbers), done))
         self.applier.watched = True
