@@ -70,6 +70,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     storage_driver: Literal["attached", "socket"] = "attached"
     write_buffer_mb: Positive | None = None
     retention: Annotated[float, msgspec.Meta(ge=1)] | None = None
+    snapshot_mb: Positive | None = None  # journal between two snapshots of storage
     handover: bool = True  # give client sockets to the backend instead of relaying bytes
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     tls: Tls | None = None

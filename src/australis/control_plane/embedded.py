@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import os
 import signal
@@ -206,6 +207,8 @@ class EmbeddedCluster:
     async def _start_storage(self, stack: contextlib.AsyncExitStack) -> None:
         """Storage runs in this process; when it gives up, another instance of it starts."""
         settings = StorageSettings(retention=self.config.retention or self.limits.retention)
+        if self.config.snapshot_mb is not None:
+            settings = dataclasses.replace(settings, snapshot_bytes=self.config.snapshot_mb << 20)
 
         async def instance(stack: contextlib.AsyncExitStack) -> StorageService:
             service = StorageService(self._directory, settings)
