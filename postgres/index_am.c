@@ -345,11 +345,15 @@ au_index_insert(Relation index, Datum *values, bool *isnull, ItemPointer heap_ti
 
 		if (check == UNIQUE_CHECK_EXISTING)
 		{
+			KeyEntry	own;
+
 			/*
-			 * A version that was replaced or deleted since has nothing to
-			 * prove; the newer one has a check of its own.
+			 * A row that was deleted, or moved to another key, since has no
+			 * entry here any more; the newer entry has a check of its own.
+			 * One that was updated in other columns keeps its entry, and no
+			 * other check is coming.
 			 */
-			if (may_conflict && au_wb_lookup(rowkey, InvalidCommandId) == row.version &&
+			if (may_conflict && au_key_lookup(as_bytes(&key), InvalidCommandId, &own) &&
 				other_row_exists(prefix, rowkey))
 				raise_duplicate(heap, index, values, isnull);
 			goto done;

@@ -8,19 +8,25 @@
  *
  * TIDs name row versions only while the transaction remembers them.  Most
  * plans never look one up again and let them be forgotten; plans that modify
- * or lock rows need them kept.  What must hold: au_tid_keep says what the
+ * or lock rows need them kept, and so do those that show them: one row has one
+ * ctid, however often it is read.  What must hold: au_tid_keep says what the
  * executor that is running now needs, also after an error in a nested one.
  *
  *-------------------------------------------------------------------------
  */
 #include "australis.h"
 
+#include "access/sysattr.h"
 #include "access/xact.h"
 #include "executor/executor.h"
+#include "nodes/nodeFuncs.h"
 #include "nodes/plannodes.h"
 #include "nodes/primnodes.h"
 #include "optimizer/planner.h"
 #include "utils/fmgroids.h"
+
+/* in PlannedStmt.jitFlags, which has no room for others to be told */
+#define PLAN_SHOWS_TIDS (1 << 30)
 
 static planner_hook_type prev_planner = NULL;
 static ExecutorRun_hook_type prev_run = NULL;
@@ -40,9 +46,24 @@ exports_snapshot(const Query *query)
 	return false;
 }
 
+static bool
+shows_tids(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, Var))
+		return ((Var *) node)->varattno == SelfItemPointerAttributeNumber;
+	if (IsA(node, Query))
+		return query_tree_walker((Query *) node, shows_tids, context, 0);
+	return expression_tree_walker(node, shows_tids, context);
+}
+
 static PlannedStmt *
 plan(Query *parse, const char *query_string, int cursor_options, ParamListInfo params)
 {
+	bool		tids = au_enabled && shows_tids((Node *) parse, NULL);
+	PlannedStmt *result;
+
 	if (au_enabled)
 	{
 		cursor_options &= ~CURSOR_OPT_PARALLEL_OK;
@@ -55,8 +76,12 @@ plan(Query *parse, const char *query_string, int cursor_options, ParamListInfo p
 			(void) au_tau_start();
 	}
 	if (prev_planner)
-		return prev_planner(parse, query_string, cursor_options, params);
-	return standard_planner(parse, query_string, cursor_options, params);
+		result = prev_planner(parse, query_string, cursor_options, params);
+	else
+		result = standard_planner(parse, query_string, cursor_options, params);
+	if (tids)
+		result->jitFlags |= PLAN_SHOWS_TIDS;
+	return result;
 }
 
 /* Does this plan come back to rows by TID? */
@@ -64,7 +89,8 @@ static inline bool
 needs_tids(const PlannedStmt *stmt)
 {
 	return stmt->commandType == CMD_UPDATE || stmt->commandType == CMD_DELETE ||
-		stmt->commandType == CMD_MERGE || stmt->rowMarks != NIL || stmt->hasModifyingCTE;
+		stmt->commandType == CMD_MERGE || stmt->rowMarks != NIL || stmt->hasModifyingCTE ||
+		(stmt->jitFlags & PLAN_SHOWS_TIDS) != 0;
 }
 
 /* Also to rows that it inserted itself? */

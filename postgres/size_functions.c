@@ -10,7 +10,8 @@
  * relations without storage) is left to PostgreSQL's functions.
  *
  * What must hold: the index by which a table is organised has no entries of
- * its own, so its size is 0 and pg_total_relation_size() counts no row twice.
+ * its own, so that pg_total_relation_size() counts no row twice.  Every index
+ * counts at least one page, as btree's first: no index is of size 0.
  * Rows of a transaction that has not committed are not in storage and not
  * counted, unless they were ingested.
  *
@@ -97,7 +98,7 @@ stored_size(Relation rel)
 
 		if (heap)
 			relation_close(heap, AccessShareLock);
-		return primary ? 0 : stored_bytes(au_relid(rel));
+		return primary ? BLCKSZ : Max(stored_bytes(au_relid(rel)), BLCKSZ);
 	}
 	return stored_bytes(au_relid(rel));
 }

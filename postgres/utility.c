@@ -68,8 +68,9 @@
 #define TABLE_AM "heap"
 #define INDEX_AM "btree"
 
-/* postgres/opclasses.sql: oids of the copies of btree's operator classes */
-#define OPCLASS_OFFSET ((Oid) 4026531840U)
+/* postgres/opclasses.sql: oids of the copies of btree's families and classes */
+#define COPIED_OPCLASS_FIRST ((Oid) 9100)
+#define COPIED_OPCLASS_END ((Oid) 9400)
 
 #define COPY_BATCH_BYTES (4 * 1024 * 1024)
 #define COPY_BATCH_ROWS 20000
@@ -405,9 +406,38 @@ is_btree(const char *amname)
 	return strcmp(amname, INDEX_AM) == 0;
 }
 
+/* btree's operator class or family of which ours is a copy */
+static Oid
+built_in_twin(Oid classid, Oid oid)
+{
+	bool		family = classid == OperatorFamilyRelationId;
+	HeapTuple	tuple = SearchSysCache1(family ? OPFAMILYOID : CLAOID, ObjectIdGetDatum(oid));
+	NameData	name;
+	Oid			nsp;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for %s %u", family ? "opfamily" : "opclass", oid);
+	if (family)
+	{
+		name = ((Form_pg_opfamily) GETSTRUCT(tuple))->opfname;
+		nsp = ((Form_pg_opfamily) GETSTRUCT(tuple))->opfnamespace;
+	}
+	else
+	{
+		name = ((Form_pg_opclass) GETSTRUCT(tuple))->opcname;
+		nsp = ((Form_pg_opclass) GETSTRUCT(tuple))->opcnamespace;
+	}
+	ReleaseSysCache(tuple);
+	if (family)
+		return GetSysCacheOid3(OPFAMILYAMNAMENSP, Anum_pg_opfamily_oid, ObjectIdGetDatum(BTREE_AM_OID),
+							   NameGetDatum(&name), ObjectIdGetDatum(nsp));
+	return GetSysCacheOid3(CLAAMNAMENSP, Anum_pg_opclass_oid, ObjectIdGetDatum(BTREE_AM_OID),
+						   NameGetDatum(&name), ObjectIdGetDatum(nsp));
+}
+
 /*
  * The local btree's copy of one of our operator classes or families: of built-in
- * ones by a fixed offset, of others by an internal dependency.
+ * ones by name, of others by an internal dependency.
  */
 static Oid
 twin_of(Oid classid, Oid oid)
@@ -418,8 +448,8 @@ twin_of(Oid classid, Oid oid)
 	HeapTuple	tuple;
 	Oid			twin = InvalidOid;
 
-	if (oid >= OPCLASS_OFFSET)
-		return oid - OPCLASS_OFFSET;
+	if (oid >= COPIED_OPCLASS_FIRST && oid < COPIED_OPCLASS_END)
+		return built_in_twin(classid, oid);
 	rel = table_open(DependRelationId, AccessShareLock);
 	ScanKeyInit(&key[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(classid));
 	ScanKeyInit(&key[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(oid));
