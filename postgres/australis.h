@@ -408,8 +408,7 @@ extern void au_check_relation_not_ahead(Relation rel);
 extern void au_note_read_range(Bytes lo, Bytes hi);
 extern void au_note_read_key(Bytes key);
 
-/* Storage ids that this transaction's commit or abort makes garbage. */
-extern void au_note_storage_created(RelId relid);
+/* A storage id that this transaction's commit makes garbage (DROP DATABASE). */
 extern void au_note_storage_dropped(RelId relid);
 
 /*

@@ -90,6 +90,7 @@ static uint64 serial = 1;
 static MemoryContext xact_context = NULL;
 static List *noted_relations = NIL; /* of uint64 * */
 static List *ingested_relids = NIL; /* of uint64 * */
+static List *dropped_relids = NIL;	/* of uint64 *; beside PostgreSQL's own list */
 static Ingested *ingested = NULL;
 static int64 ingest_seq = 0;
 
@@ -345,15 +346,9 @@ au_note_read_key(Bytes key)
 }
 
 void
-au_note_storage_created(RelId relid)
-{
-	/* garbage of an abort is found through what was ingested */
-}
-
-void
 au_note_storage_dropped(RelId relid)
 {
-	/* PostgreSQL's list of pending deletes says it at commit */
+	dropped_relids = list_add(dropped_relids, relid);
 }
 
 /* -------------------------------------------------------- unpublished storage */
@@ -716,7 +711,9 @@ append_drops(StringInfo msg)
 	RelFileLocator *files;
 	int			n = smgrGetPendingDeletes(true, &files);
 
-	au_mp_array(msg, n);
+	au_mp_array(msg, n + list_length(dropped_relids));
+	foreach_ptr(uint64, relid, dropped_relids)
+		au_mp_int(msg, (int64) *relid);
 	for (int i = 0; i < n; i++)
 		au_mp_int(msg, (int64) (((uint64) files[i].dbOid << 32) | files[i].relNumber));
 }
@@ -1084,6 +1081,7 @@ end_transaction(void)
 	xact_context = NULL;		/* went with TopTransactionContext */
 	noted_relations = NIL;
 	ingested_relids = NIL;
+	dropped_relids = NIL;
 	ingested = NULL;
 	nin_flight = 0;
 	read_ranges = NULL;
