@@ -177,6 +177,8 @@ typedef struct WbVersion
 	uint8		kind;			/* WbKind */
 	uint8		mode;			/* LockTupleMode */
 	bool		blind;			/* the adjudicator neither checks nor records */
+	bool		replaces;		/* storage has an older version of the key */
+	bool		was_locked;		/* a row lock lies below it */
 	uint32		value_len;
 	/* the value follows, MAXALIGNed */
 } WbVersion;
@@ -215,8 +217,12 @@ extern bool au_wb_has_relation(RelId relid);
 extern WbRelation *au_wb_relation(RelId relid, bool create);
 extern uint64 au_wb_changes(WbRelation *relation);
 
-/* Bumped when versions are freed (flush): pointers taken before are void. */
+/*
+ * Counts how often the relation's versions were freed (flush): pointers taken
+ * before are void, and what they pointed to is in storage.
+ */
 extern uint64 au_wb_generation(RelId relid);
+extern uint64 au_wb_flushes(const WbRelation *relation);
 
 /* First entry at/after (forward) or at/before (backward) key. */
 extern WbEntry *au_wb_seek(WbRelation *relation, Bytes key, bool backward, bool equal);
@@ -232,6 +238,10 @@ extern void au_wb_walk_relation(WbRelation *relation, WbVisitor visitor, void *a
 /* Forget a relation's entries; memory goes back (after a flush). */
 extern void au_wb_clear_relation(WbRelation *relation);
 extern Size au_wb_relation_bytes(WbRelation *relation);
+
+/* Flushing it was in vain: au_wb_flush_due() says no until it has doubled. */
+extern void au_wb_flush_in_vain(WbRelation *relation);
+extern bool au_wb_flush_due(const WbRelation *relation, Size bytes);
 extern bool au_wb_is_empty(void);
 extern void au_wb_subxact_abort(int nest_level);
 extern void au_wb_subxact_commit(int nest_level);
@@ -262,6 +272,12 @@ extern bool au_tid_keep;
 
 /* Do rows inserted by it need lasting TIDs (MERGE, writable CTEs, RETURNING)? */
 extern bool au_tid_keep_inserted;
+
+/*
+ * The least curcid of the running executors' snapshots that is above `above`;
+ * InvalidCommandId if there is none.
+ */
+extern CommandId au_next_running_command(int64 above);
 
 /* -------------------------------------------------------------- key_scan.c */
 
@@ -502,6 +518,9 @@ typedef enum AuReceive
 } AuReceive;
 extern AuReceive au_receive(AuService service, MpReader *reply, int timeout_ms, bool watch_cancel);
 extern int64 au_service_generation(AuService service);
+
+/* Changes with every new connection. */
+extern uint64 au_connection_number(AuService service);
 extern void au_disconnect(AuService service);
 
 /* ------------------------------------------------------------------ reader.c */

@@ -39,6 +39,7 @@ typedef struct Connection
 	WaitEventSet *events;		/* socket, latch, postmaster death */
 	int			expected;		/* answers still to come: after an error, void */
 	int64		generation;		/* from the service's Hello */
+	uint64		number;			/* how many connections there were */
 	StringInfoData in;
 	int			consumed;		/* bytes of `in` already given out */
 } Connection;
@@ -64,6 +65,12 @@ au_disconnect(AuService service)
 	ReleaseExternalFD();
 	c->fd = -1;
 	c->expected = 0;
+}
+
+uint64
+au_connection_number(AuService service)
+{
+	return connections[service].number;
 }
 
 int64
@@ -351,6 +358,7 @@ try_connect(AuService service, int timeout_ms, bool raise)
 	au_mp_skip(&reply);
 	au_mp_skip(&reply);
 	c->generation = au_mp_read_int(&reply);
+	c->number++;
 	c->expected = 0;
 	return true;
 }
@@ -404,6 +412,20 @@ ensure_connected(AuService service)
 void
 au_connect(AuService service)
 {
+	Connection *c = &connections[service];
+	char		byte;
+
+	/*
+	 * A connection of the service's last life would name the generation of
+	 * that: the request would be refused for nothing.
+	 */
+	if (c->fd >= 0 && c->expected == 0 && c->consumed == c->in.len)
+	{
+		ssize_t		n = recv(c->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+
+		if (n >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
+			au_disconnect(service);
+	}
 	ensure_connected(service);
 }
 

@@ -1001,6 +1001,7 @@ au_index_rescan(IndexScanDesc scan, ScanKey keys, int nkeys, ScanKey orderbys, i
 	if (keys != NULL && scan->numberOfKeys > 0)
 		memcpy(scan->keyData, keys, scan->numberOfKeys * sizeof(ScanKeyData));
 
+	au_fetched_row.valid = false;
 	leave_range(so);
 	so->mark_open = false;
 	so->mark_has_key = false;
@@ -1105,6 +1106,8 @@ au_index_endscan(IndexScanDesc scan)
 {
 	AuScan	   *so = scan->opaque;
 
+	/* what it points to goes */
+	au_fetched_row.valid = false;
 	leave_range(so);
 	if (so->slot != NULL)
 		ExecDropSingleTupleTableSlot(so->slot);

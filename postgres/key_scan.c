@@ -7,7 +7,8 @@
  * in batches that are copied out, the next batch starts beyond the last key,
  * and the write buffer is entered by key whenever it changed.  So nothing is
  * pinned between calls, and a scan may be reversed, moved or left alone for
- * hours.  For one key the newest own version visible to the command wins; an
+ * hours.  When the write buffer was flushed to storage meanwhile (rule Q8), the
+ * batch is read again: it does not have what the buffer has no more.  For one key the newest own version visible to the command wins; an
  * own deletion hides the stored row.
  *
  *-------------------------------------------------------------------------
@@ -45,6 +46,7 @@ struct KeyScan
 	StringInfoData fetched_to;	/* last key of the batch */
 
 	WbRelation *wb;
+	uint64		wb_flushes;		/* the batch is as of so many */
 	uint64		wb_changes;		/* what wb_next was found in: see wb_state() */
 	WbEntry    *wb_next;		/* NULL: none */
 	bool		wb_valid;
@@ -77,6 +79,8 @@ au_key_scan_begin(Bytes lo, Bytes hi, CommandId curcid)
 	memcpy(&relid, lo.data, 8);
 	s->relid = pg_ntoh64(relid);
 	s->curcid = curcid;
+	s->wb = au_wb_relation(s->relid, false);
+	s->wb_flushes = s->wb ? au_wb_flushes(s->wb) : 0;
 	s->batch_rows = FIRST_BATCH_ROWS;
 	s->last_offset = -1;
 	s->counts = &uncounted;
@@ -248,7 +252,7 @@ peek_storage(KeyScan *s, KeyEntry *e, int *next_offset)
 static inline uint64
 wb_state(KeyScan *s)
 {
-	return s->curcid == InvalidCommandId ? au_wb_changes(s->wb) : au_wb_generation(s->relid);
+	return s->curcid == InvalidCommandId ? au_wb_changes(s->wb) : au_wb_flushes(s->wb);
 }
 
 /* The next own entry that this command sees (deletions included), or NULL. */
@@ -314,6 +318,14 @@ au_key_scan_next(KeyScan *scan, ScanDirection dir, KeyEntry *entry)
 	}
 	else if (scan->ended)
 		return false;
+
+	if (scan->wb && unlikely(scan->wb_flushes != au_wb_flushes(scan->wb)))
+	{
+		if (scan->started)
+			(void) last_key(scan);
+		scan->have_batch = false;
+		scan->wb_flushes = au_wb_flushes(scan->wb);
+	}
 
 	for (;;)
 	{

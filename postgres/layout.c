@@ -244,6 +244,8 @@ au_table_layout(Relation rel)
 		undecided = layout;
 		return &undecided;
 	}
+	/* opening the index may have brought an invalidation, and freed it */
+	cached = rel->rd_amcache;
 	if (cached == NULL)
 		cached = MemoryContextAlloc(CacheMemoryContext, sizeof(TableLayout));
 	*cached = layout;

@@ -8,9 +8,12 @@
  *
  * TIDs name row versions only while the transaction remembers them.  Most
  * plans never look one up again and let them be forgotten; plans that modify
- * or lock rows need them kept, and so do those that show them: one row has one
- * ctid, however often it is read.  What must hold: au_tid_keep says what the
- * executor that is running now needs, also after an error in a nested one.
+ * or lock rows, or show ctids (one row has one, however often it is read), need
+ * them kept, and so does the row that a cursor stands on (WHERE CURRENT OF).  What must hold: au_tid_keep says what
+ * the executor that is running now needs, also after an error in a nested one.
+ *
+ * The snapshots of running executors are remembered: a flush of the write
+ * buffer must not show their scans rows of later commands.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,16 +22,33 @@
 #include "access/sysattr.h"
 #include "access/xact.h"
 #include "executor/executor.h"
+#include "lib/ilist.h"
 #include "nodes/nodeFuncs.h"
 #include "nodes/plannodes.h"
 #include "nodes/primnodes.h"
 #include "optimizer/planner.h"
 #include "utils/fmgroids.h"
 
-/* in PlannedStmt.jitFlags, which has no room for others to be told */
-#define PLAN_SHOWS_TIDS (1 << 30)
+/*
+ * What the planner hook says to the executor hooks travels in bits of
+ * PlannedStmt.jitFlags that PostgreSQL does not use: it has no other place that
+ * is copied and cached with a plan.
+ */
+#define PLAN_HAS_CTID		(1 << 30)
+#define PLAN_OF_CURSOR		(1 << 29)
+
+/* An executor between start and end, in its own memory. */
+typedef struct RunningQuery
+{
+	dlist_node	node;
+	CommandId	curcid;
+	MemoryContextCallback ended;
+} RunningQuery;
+
+static dlist_head running = DLIST_STATIC_INIT(running);
 
 static planner_hook_type prev_planner = NULL;
+static ExecutorStart_hook_type prev_start = NULL;
 static ExecutorRun_hook_type prev_run = NULL;
 static ExecutorFinish_hook_type prev_finish = NULL;
 
@@ -46,23 +66,24 @@ exports_snapshot(const Query *query)
 	return false;
 }
 
+/* Is some row's ctid asked for? */
 static bool
-shows_tids(Node *node, void *context)
+mentions_ctid(Node *node, void *context)
 {
 	if (node == NULL)
 		return false;
 	if (IsA(node, Var))
 		return ((Var *) node)->varattno == SelfItemPointerAttributeNumber;
 	if (IsA(node, Query))
-		return query_tree_walker((Query *) node, shows_tids, context, 0);
-	return expression_tree_walker(node, shows_tids, context);
+		return query_tree_walker((Query *) node, mentions_ctid, context, 0);
+	return expression_tree_walker(node, mentions_ctid, context);
 }
 
 static PlannedStmt *
 plan(Query *parse, const char *query_string, int cursor_options, ParamListInfo params)
 {
-	bool		tids = au_enabled && shows_tids((Node *) parse, NULL);
 	PlannedStmt *result;
+	int			flags = 0;
 
 	if (au_enabled)
 	{
@@ -74,13 +95,17 @@ plan(Query *parse, const char *query_string, int cursor_options, ParamListInfo p
 		/* whoever imports the snapshot takes this transaction's time */
 		if (exports_snapshot(parse))
 			(void) au_tau_start();
+		if (mentions_ctid((Node *) parse, NULL))
+			flags |= PLAN_HAS_CTID;
+		/* what DECLARE CURSOR and PL/pgSQL's OPEN plan with */
+		if (cursor_options & CURSOR_OPT_FAST_PLAN)
+			flags |= PLAN_OF_CURSOR;
 	}
 	if (prev_planner)
 		result = prev_planner(parse, query_string, cursor_options, params);
 	else
 		result = standard_planner(parse, query_string, cursor_options, params);
-	if (tids)
-		result->jitFlags |= PLAN_SHOWS_TIDS;
+	result->jitFlags |= flags;
 	return result;
 }
 
@@ -90,7 +115,7 @@ needs_tids(const PlannedStmt *stmt)
 {
 	return stmt->commandType == CMD_UPDATE || stmt->commandType == CMD_DELETE ||
 		stmt->commandType == CMD_MERGE || stmt->rowMarks != NIL || stmt->hasModifyingCTE ||
-		(stmt->jitFlags & PLAN_SHOWS_TIDS) != 0;
+		(stmt->jitFlags & PLAN_HAS_CTID) != 0;
 }
 
 /* Also to rows that it inserted itself? */
@@ -98,6 +123,95 @@ static inline bool
 needs_inserted_tids(const PlannedStmt *stmt)
 {
 	return stmt->commandType == CMD_MERGE || stmt->hasModifyingCTE || stmt->hasReturning;
+}
+
+/*
+ * WHERE CURRENT OF comes back to the row that a cursor's scan stands on, after
+ * any number of other rows: let its name last.
+ */
+static bool
+keep_position(PlanState *node, void *context)
+{
+	ItemPointer tid = NULL;
+	TidTarget	target;
+
+	if (node == NULL)
+		return false;
+	switch (nodeTag(node))
+	{
+		case T_SeqScanState:
+		case T_IndexScanState:
+		case T_TidScanState:
+			{
+				ScanState  *scan = (ScanState *) node;
+
+				if (scan->ss_currentRelation && au_is_our_table(scan->ss_currentRelation) &&
+					!TupIsNull(scan->ss_ScanTupleSlot))
+					tid = &scan->ss_ScanTupleSlot->tts_tid;
+				break;
+			}
+		case T_IndexOnlyScanState:
+			{
+				IndexOnlyScanState *scan = (IndexOnlyScanState *) node;
+
+				if (au_is_our_table(scan->ss.ss_currentRelation) && scan->ioss_ScanDesc &&
+					!TupIsNull(scan->ss.ss_ScanTupleSlot))
+					tid = &scan->ioss_ScanDesc->xs_heaptid;
+				break;
+			}
+		default:
+			break;
+	}
+	if (tid && ItemPointerIsValid(tid) && au_tid_lookup(tid, &target))
+	{
+		uint8		key[AU_MAX_KEY];
+		Bytes		copy = {key, target.key.len};
+
+		memcpy(key, target.key.data, target.key.len);
+		au_tid_assign(tid, copy, target.version, true);
+	}
+	return planstate_tree_walker(node, keep_position, context);
+}
+
+static void
+query_ended(void *arg)
+{
+	dlist_delete(&((RunningQuery *) arg)->node);
+}
+
+static void
+start(QueryDesc *query, int eflags)
+{
+	if (prev_start)
+		prev_start(query, eflags);
+	else
+		standard_ExecutorStart(query, eflags);
+	if (query->snapshot && query->snapshot->snapshot_type == SNAPSHOT_MVCC && !(eflags & EXEC_FLAG_EXPLAIN_ONLY))
+	{
+		RunningQuery *r = MemoryContextAlloc(query->estate->es_query_cxt, sizeof(RunningQuery));
+
+		r->curcid = query->snapshot->curcid;
+		r->ended.func = query_ended;
+		r->ended.arg = r;
+		dlist_push_head(&running, &r->node);
+		MemoryContextRegisterResetCallback(query->estate->es_query_cxt, &r->ended);
+	}
+}
+
+CommandId
+au_next_running_command(int64 above)
+{
+	CommandId	next = InvalidCommandId;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &running)
+	{
+		RunningQuery *r = dlist_container(RunningQuery, node, iter.cur);
+
+		if (r->curcid > above)
+			next = Min(next, r->curcid);
+	}
+	return next;
 }
 
 static void
@@ -114,6 +228,8 @@ run(QueryDesc *query, ScanDirection direction, uint64 count)
 			prev_run(query, direction, count);
 		else
 			standard_ExecutorRun(query, direction, count);
+		if (unlikely(query->plannedstmt->jitFlags & PLAN_OF_CURSOR) && !au_tid_keep)
+			(void) keep_position(query->planstate, NULL);
 	}
 	PG_FINALLY();
 	{
@@ -152,6 +268,8 @@ au_planner_init(void)
 {
 	prev_planner = planner_hook;
 	planner_hook = plan;
+	prev_start = ExecutorStart_hook;
+	ExecutorStart_hook = start;
 	prev_run = ExecutorRun_hook;
 	ExecutorRun_hook = run;
 	prev_finish = ExecutorFinish_hook;

@@ -384,13 +384,14 @@ has_other_indexes(Relation rel, const TableLayout *layout)
 {
 	List	   *indexes;
 	int			n;
+	/* opening catalogs may bring an invalidation, and free the layout */
+	Oid			primary = layout->has_primary ? layout->index_oid : InvalidOid;
 
 	if (!rel->rd_rel->relhasindex)
 		return false;
 	indexes = RelationGetIndexList(rel);
 	n = list_length(indexes);
-	if (n == 1 && layout->has_primary &&
-		linitial_oid(indexes) == layout->index_oid)
+	if (n == 1 && linitial_oid(indexes) == primary)
 		n = 0;
 	list_free(indexes);
 	return n > 0;
@@ -502,11 +503,8 @@ mark_written(TupleTableSlot *slot, WbVersion *version)
 	 * A version made from a row that this transaction had locked carries the
 	 * locker: people tell INSERT from UPDATE in ON CONFLICT by xmax = 0.
 	 */
-	for (WbVersion *v = version->older; v; v = v->older)
-	{
-		if (v->kind == WB_LOCK)
-			aslot->xmax = aslot->xmin;
-	}
+	if (version->was_locked)
+		aslot->xmax = aslot->xmin;
 }
 
 /* Does anything look this relation's new rows up by TID later? */
@@ -777,6 +775,7 @@ tuple_update(Relation rel, ItemPointer otid, TupleTableSlot *slot, CommandId cid
 	if (moved)
 		(void) au_wb_delete(as_bytes(oldkey), cid, LockTupleExclusive, false);
 	version = au_wb_put(as_bytes(key), as_bytes(row), cid, mode, false);
+	version->replaces = !moved && target.version == NULL;
 	au_tid_assign(&slot->tts_tid, as_bytes(key), version, true);
 	slot->tts_tableOid = RelationGetRelid(rel);
 	mark_written(slot, version);
@@ -839,14 +838,13 @@ relation_set_new_filelocator(Relation rel, const RelFileLocator *newrlocator, ch
 }
 
 static void
-relation_nontransactional_truncate(Relation rel)
+delete_all_keys(Relation rel)
 {
 	StringInfoData lo,
 				hi;
 	KeyScan    *scan;
 	KeyEntry	entry;
 
-	/* only for a storage id of this subtransaction: its rows were never seen */
 	relation_range(rel, &lo, &hi);
 	scan = au_key_scan_begin(as_bytes(&lo), as_bytes(&hi), InvalidCommandId);
 	while (au_key_scan_next(scan, ForwardScanDirection, &entry))
@@ -860,6 +858,28 @@ relation_nontransactional_truncate(Relation rel)
 	au_key_scan_end(scan);
 	pfree(lo.data);
 	pfree(hi.data);
+}
+
+/*
+ * Only for a storage id of this subtransaction: its rows were never seen.
+ * PostgreSQL empties the indexes' files itself and builds them again, on no
+ * rows: that leaves entries in storage alone.
+ */
+static void
+relation_nontransactional_truncate(Relation rel)
+{
+	List	   *indexes = RelationGetIndexList(rel);
+
+	delete_all_keys(rel);
+	foreach_oid(oid, indexes)
+	{
+		Relation	index = index_open(oid, AccessExclusiveLock);
+
+		if (au_is_our_index(index))
+			delete_all_keys(index);
+		index_close(index, NoLock);
+	}
+	list_free(indexes);
 }
 
 static void

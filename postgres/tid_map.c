@@ -24,6 +24,7 @@
 
 #include "common/hashfn.h"
 #include "common/pg_prng.h"
+#include "port/pg_bswap.h"
 #include "utils/memutils.h"
 
 #define OFFSETS_PER_BLOCK	200
@@ -89,6 +90,18 @@ tid_to_number(ItemPointer tid)
 	return (uint64) ItemPointerGetBlockNumberNoCheck(tid) * OFFSETS_PER_BLOCK + (offset - 1);
 }
 
+/* How often the key's relation had been flushed when a version was named. */
+static inline uint64
+generation_of(Bytes key, const WbVersion *version)
+{
+	uint64		relid;
+
+	if (version == NULL)
+		return 0;
+	memcpy(&relid, key.data, 8);
+	return au_wb_generation(pg_ntoh64(relid));
+}
+
 static inline const uint8 *
 entry_key(TidEntry *e)
 {
@@ -117,7 +130,7 @@ fill(TidEntry *e, MemoryContext context, uint64 number, Bytes key, WbVersion *ve
 	e->key_len = key.len;
 	e->number = number;
 	e->version = version;
-	e->wb_generation = au_wb_generation(0);
+	e->wb_generation = generation_of(key, version);
 }
 
 static uint32
@@ -154,6 +167,7 @@ assign_kept(ItemPointer tid, Bytes key, WbVersion *version)
 	uint32		index;
 	TidEntry   *e;
 	uint64		used;
+	uint64		generation = generation_of(key, version);
 
 	if (kept == NULL)
 	{
@@ -169,7 +183,7 @@ assign_kept(ItemPointer tid, Bytes key, WbVersion *version)
 	{
 		e = &kept[i - 1];
 		if (e->hash == h && e->version == version && e->key_len == key.len &&
-			e->wb_generation == au_wb_generation(0) &&
+			e->wb_generation == generation &&
 			memcmp(entry_key(e), key.data, key.len) == 0)
 		{
 			number_to_tid(e->number | KEPT_BIT, tid);
@@ -246,11 +260,11 @@ au_tid_lookup(ItemPointer tid, TidTarget *target)
 	}
 	if (e->number != number || number == 0)
 		return false;
-	/* after a flush the version is in storage */
-	if (e->version && e->wb_generation != au_wb_generation(0))
-		e->version = NULL;
 	target->key.data = entry_key(e);
 	target->key.len = e->key_len;
+	/* after a flush the version is in storage */
+	if (e->version && e->wb_generation != generation_of(target->key, e->version))
+		e->version = NULL;
 	target->version = e->version;
 	return true;
 }

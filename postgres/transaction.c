@@ -26,6 +26,7 @@
 #include "access/genam.h"
 #include "access/xact.h"
 #include "catalog/storage.h"
+#include "commands/tablecmds.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -63,13 +64,16 @@
 #define INGEST_WINDOW		3	/* chunks on their way to the journal */
 #define MAX_READ_RANGES		10000
 
-/* What was ingested for a storage id created in this transaction. */
+/*
+ * What was ingested for a storage id created in this transaction: at tau it
+ * has rows of commands up to cid.  Newest first; in every relation's part of
+ * the list both decrease.
+ */
 typedef struct Ingested
 {
 	RelId		relid;
-	CommandId	cid;			/* newest command whose rows are in it */
+	CommandId	cid;
 	Tau			tau;
-	Tau			tau_before;		/* newest of older commands, or 0 */
 	struct Ingested *next;
 } Ingested;
 
@@ -93,6 +97,7 @@ static List *ingested_relids = NIL; /* of uint64 * */
 static List *dropped_relids = NIL;	/* of uint64 *; beside PostgreSQL's own list */
 static Ingested *ingested = NULL;
 static int64 ingest_seq = 0;
+static uint64 ingest_connection = 0;	/* 0: nothing sent */
 
 /* chunks sent and not acknowledged yet, oldest first */
 static struct
@@ -374,12 +379,8 @@ au_read_tau(RelId relid, CommandId curcid)
 		ingest_wait(0);
 	for (Ingested *i = ingested; i; i = i->next)
 	{
-		if (i->relid == relid)
-		{
-			if (i->cid < curcid)
-				return Max(i->tau, au_tau_start());
-			return i->tau_before ? i->tau_before : au_tau_start();
-		}
+		if (i->relid == relid && i->cid < curcid)
+			return Max(i->tau, au_tau_start());
 	}
 	return au_tau_start();
 }
@@ -400,18 +401,13 @@ note_ingested(RelId relid, CommandId cid, Tau tau)
 		if (i->relid == relid)
 			break;
 	}
-	if (i == NULL)
+	if (i == NULL || cid > i->cid)
 	{
 		i = MemoryContextAllocZero(get_context(), sizeof(Ingested));
 		i->relid = relid;
 		i->cid = cid;
 		i->next = ingested;
 		ingested = i;
-	}
-	if (cid > i->cid)
-	{
-		i->tau_before = i->tau;
-		i->cid = cid;
 	}
 	i->tau = tau;
 }
@@ -460,6 +456,21 @@ ingest_wait(int most)
 	}
 }
 
+/*
+ * What was ingested on a connection becomes garbage with it, unless the
+ * transaction has committed.  An error about that may have been rolled back
+ * to a savepoint; the rows are gone all the same.
+ */
+static void
+check_ingest_connection(void)
+{
+	if (ingest_connection != 0 && ingest_connection != au_connection_number(AU_COMMIT_SERVICE))
+		ereport(ERROR,
+				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+				 errmsg("the commit service went away while rows were loaded"),
+				 errhint("The transaction is rolled back; try again.")));
+}
+
 /* Send a chunk; while it is journaled and applied the next one is made. */
 static void
 ingest_chunk(const IngestEntry *entries, int n, CommandId cid)
@@ -475,6 +486,8 @@ ingest_chunk(const IngestEntry *entries, int n, CommandId cid)
 	au_mp_int(&msg, TAG_INGEST);
 	if (nin_flight == 0)
 		au_connect(AU_COMMIT_SERVICE);
+	check_ingest_connection();
+	ingest_connection = au_connection_number(AU_COMMIT_SERVICE);
 	au_mp_int(&msg, au_service_generation(AU_COMMIT_SERVICE));
 	au_mp_bin(&msg, au_txid(), 16);
 	au_mp_int(&msg, ++ingest_seq);
@@ -526,9 +539,9 @@ typedef struct FlushState
 	IngestEntry *entries;
 	int			n;
 	int			max;
-	CommandId	current;
-	bool		want_current;	/* versions of the current command, or older */
 	bool		possible;
+	int64		first;			/* commands of this pass: first <= cmin < end */
+	int64		end;
 	CommandId	cid;
 } FlushState;
 
@@ -536,12 +549,24 @@ static void
 flush_check(WbEntry *entry, void *arg)
 {
 	FlushState *f = arg;
-	WbVersion  *v = au_wb_visible(entry, InvalidCommandId);
+	WbVersion  *v = f->possible ? au_wb_visible(entry, InvalidCommandId) : NULL;
 
+	/* rolled back, or locked only, which nobody else can ask about */
+	if (v == NULL)
+		return;
 	f->max++;
-	/* a deletion, or versions that older commands' scans tell apart */
-	if (v == NULL || v->kind != WB_PUT || v->older != NULL)
+
+	/*
+	 * A deletion, or versions that older commands' scans and triggers tell
+	 * apart: ingested rows have no history.
+	 */
+	if (v->kind != WB_PUT || v->replaces)
 		f->possible = false;
+	while ((v = v->older) != NULL)
+	{
+		if (v->kind != WB_LOCK)
+			f->possible = false;
+	}
 }
 
 static void
@@ -550,7 +575,7 @@ flush_collect(WbEntry *entry, void *arg)
 	FlushState *f = arg;
 	WbVersion  *v = au_wb_visible(entry, InvalidCommandId);
 
-	if ((v->cmin >= f->current) != f->want_current)
+	if (v == NULL || v->cmin < f->first || v->cmin >= f->end)
 		return;
 	f->cid = Max(f->cid, v->cmin);
 	f->entries[f->n].key = entry->key;
@@ -570,18 +595,24 @@ flush_relid(RelId relid)
 	f.possible = true;
 	au_wb_walk_relation(r, flush_check, &f);
 	if (!f.possible || f.max == 0)
+	{
+		au_wb_flush_in_vain(r);
 		return;
+	}
 	(void) au_tau_start();
 	f.entries = MemoryContextAllocExtended(CurrentMemoryContext, sizeof(IngestEntry) * f.max, MCXT_ALLOC_HUGE);
-	f.current = GetCurrentCommandId(false);
 
-	/* older commands' rows first: the current one's scans must see only them */
-	for (int pass = 0; pass < 2; pass++)
+	/*
+	 * In the order of commands, apart where a running one's snapshot parts
+	 * them: its scans must see the older ones only.
+	 */
+	for (f.end = -1; f.end < (int64) InvalidCommandId;)
 	{
 		int			from = 0;
 
 		f.n = 0;
-		f.want_current = pass == 1;
+		f.first = Max(f.end, 0);
+		f.end = au_next_running_command(f.end);
 		f.cid = 0;
 		au_wb_walk_relation(r, flush_collect, &f);
 		while (from < f.n)
@@ -614,7 +645,7 @@ au_flush_if_large(Relation rel)
 {
 	WbRelation *r = au_wb_relation(au_relid(rel), false);
 
-	if (r == NULL || au_wb_relation_bytes(r) <= FLUSH_BYTES || !au_storage_unpublished(rel))
+	if (r == NULL || !au_wb_flush_due(r, FLUSH_BYTES) || !au_storage_unpublished(rel))
 		return;
 	flush_relid(au_relid(rel));
 	if (rel->rd_rel->relhasindex)
@@ -914,6 +945,14 @@ pre_commit(void)
 
 	au_sequences_before_commit();
 
+	/*
+	 * PostgreSQL does this after us.  It may fail, or drop more than a
+	 * temporary table: before the decision it may do both.  The second time
+	 * there is nothing left to do.
+	 */
+	if (MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE)
+		PreCommit_on_commit_actions();
+
 	initStringInfo(&ddl_record);
 	has_ddl = au_ddl_collect(&ddl_record, &ddl_changed, &depends);
 	if (!has_ddl && au_wb_is_empty())
@@ -963,6 +1002,7 @@ pre_commit(void)
 	}
 
 	au_connect(AU_COMMIT_SERVICE);
+	check_ingest_connection();
 	initStringInfo(&msg);
 	begin_commit_message(&msg, au_service_generation(AU_COMMIT_SERVICE), tau_start);
 	au_mp_array(&msg, (uint32) b.n);
@@ -1084,6 +1124,7 @@ end_transaction(void)
 	dropped_relids = NIL;
 	ingested = NULL;
 	nin_flight = 0;
+	ingest_connection = 0;
 	read_ranges = NULL;
 	nread_ranges = max_read_ranges = 0;
 	commit_state = COMMIT_NONE;

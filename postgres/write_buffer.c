@@ -42,7 +42,9 @@ struct WbRelation
 	MemoryContext context;
 	WbRelation *next;
 	uint64		changes;
+	uint64		flushes;
 	Size		bytes;
+	Size		next_flush;		/* not before it is that large */
 };
 
 static MemoryContext wb_context = NULL;
@@ -50,7 +52,6 @@ static WbRelation *relations = NULL;	/* short list: relations written */
 static WbRelation *last_relation = NULL;	/* cache of the last found */
 static WbVersion *newest_written = NULL;	/* head of the undo list */
 static Size total_bytes = 0;
-static uint64 generation = 1;
 
 static inline RelId
 key_relid(Bytes key)
@@ -133,7 +134,15 @@ au_wb_changes(WbRelation *relation)
 uint64
 au_wb_generation(RelId relid)
 {
-	return generation;
+	WbRelation *r = au_wb_relation(relid, false);
+
+	return r ? r->flushes : 0;
+}
+
+uint64
+au_wb_flushes(const WbRelation *relation)
+{
+	return relation->flushes;
 }
 
 bool
@@ -154,6 +163,18 @@ Size
 au_wb_relation_bytes(WbRelation *relation)
 {
 	return relation->bytes;
+}
+
+void
+au_wb_flush_in_vain(WbRelation *relation)
+{
+	relation->next_flush = relation->bytes * 2;
+}
+
+bool
+au_wb_flush_due(const WbRelation *relation, Size bytes)
+{
+	return relation->bytes > Max(bytes, relation->next_flush);
 }
 
 static void
@@ -272,6 +293,8 @@ add_version(Bytes key, Bytes value, WbKind kind, CommandId cid, LockTupleMode mo
 	v->kind = kind;
 	v->mode = mode;
 	v->blind = blind;
+	v->replaces = false;
+	v->was_locked = v->older && (v->older->kind == WB_LOCK || v->older->was_locked);
 	v->value_len = value.len;
 	if (value.len > 0)
 		memcpy((uint8 *) WB_VALUE(v), value.data, value.len);
@@ -425,8 +448,11 @@ au_wb_clear_relation(WbRelation *relation)
 	relation->nrun = 0;
 	total_bytes -= relation->bytes;
 	relation->bytes = 0;
+	relation->next_flush = 0;
 	relation->changes++;
-	generation++;
+	relation->flushes++;
+	/* it may point into what is gone */
+	au_fetched_row.valid = false;
 }
 
 void
@@ -462,5 +488,4 @@ au_wb_reset(void)
 	last_relation = NULL;
 	newest_written = NULL;
 	total_bytes = 0;
-	generation++;
 }
