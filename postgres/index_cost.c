@@ -12,9 +12,10 @@
  * its own, however well the heap is correlated with the index: there the
  * correlation is told to be none, which charges a random page per row.
  *
- * Two places know btree by its oid.  Row comparisons, (a, b) > (x, y), are
+ * Three places know btree by its oid.  Row comparisons, (a, b) > (x, y), are
  * matched to its indexes only, so the planner's description of ours says
- * btree.  And ON CONFLICT (a text_pattern_ops) is parsed to btree's operator
+ * btree.  LIKE is matched to text_pattern_ops and bpchar_pattern_ops by the
+ * oids of btree's families, so the description has those.  And ON CONFLICT (a text_pattern_ops) is parsed to btree's operator
  * class, which becomes our copy of it before planning.
  *
  * If storage's figures can't be had, planning fails with its error, as the
@@ -31,7 +32,10 @@
 #include "access/relation.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_namespace.h"
 #include "catalog/pg_opclass.h"
+#include "catalog/pg_opfamily.h"
+#include "catalog/pg_type.h"
 #include "nodes/pathnodes.h"
 #include "optimizer/cost.h"
 #include "optimizer/optimizer.h"
@@ -39,6 +43,7 @@
 #include "optimizer/planner.h"
 #include "parser/parsetree.h"
 #include "storage/bufpage.h"
+#include "utils/builtins.h"
 #include "utils/index_selfuncs.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -48,11 +53,15 @@
 #include "australis.h"
 #include "index.h"
 
-/* Statistics of storage, remembered for a second. */
+/*
+ * Statistics of storage, remembered for a second, and not beyond the
+ * transaction where they can be read without a message.
+ */
 typedef struct CachedStats
 {
 	RelId		relid;
 	TimestampTz until;
+	uint64		serial;
 	int64		rows;
 } CachedStats;
 
@@ -66,11 +75,13 @@ entries_of(RelId relid)
 	TimestampTz now = GetCurrentTimestamp();
 	int64		bytes;
 
-	if (c->relid != relid || now >= c->until || now < c->until - USECS_PER_SEC)
+	if (c->relid != relid || now >= c->until || now < c->until - USECS_PER_SEC ||
+		(au_storage_driver == 0 && c->serial != au_transaction_serial()))
 	{
 		c->relid = 0;
 		au_read_stats(relid, &c->rows, &bytes);
 		c->relid = relid;
+		c->serial = au_transaction_serial();
 		c->until = now + USECS_PER_SEC;
 	}
 	return (double) Max(c->rows, 0);
@@ -188,6 +199,32 @@ au_index_costestimate(PlannerInfo *root, IndexPath *path, double loop_count,
 static get_relation_info_hook_type prev_relation_info = NULL;
 static planner_hook_type prev_planner = NULL;
 
+#define PATTERN_FAMILIES 2
+
+/* btree's oid of our copies of the pattern families, the family else */
+static Oid
+known_family(Oid family)
+{
+	static const Oid known[PATTERN_FAMILIES] = {TEXT_PATTERN_BTREE_FAM_OID, BPCHAR_PATTERN_BTREE_FAM_OID};
+	static Oid	copies[PATTERN_FAMILIES] = {InvalidOid, InvalidOid};
+
+	for (int i = 0; i < PATTERN_FAMILIES; i++)
+	{
+		/* the same in all databases: looked up once */
+		if (!OidIsValid(copies[i]))
+		{
+			NameData	name;
+
+			namestrcpy(&name, get_opfamily_name(known[i], false));
+			copies[i] = GetSysCacheOid3(OPFAMILYAMNAMENSP, Anum_pg_opfamily_oid, ObjectIdGetDatum(AU_INDEX_AM_OID),
+										NameGetDatum(&name), ObjectIdGetDatum(PG_CATALOG_NAMESPACE));
+		}
+		if (family == copies[i] && OidIsValid(family))
+			return known[i];
+	}
+	return family;
+}
+
 static void
 relation_info(PlannerInfo *root, Oid relid, bool inhparent, RelOptInfo *rel)
 {
@@ -195,8 +232,14 @@ relation_info(PlannerInfo *root, Oid relid, bool inhparent, RelOptInfo *rel)
 		prev_relation_info(root, relid, inhparent, rel);
 	foreach_node(IndexOptInfo, info, rel->indexlist)
 	{
-		if (info->relam == AU_INDEX_AM_OID)
-			info->relam = BTREE_AM_OID;
+		if (info->relam != AU_INDEX_AM_OID)
+			continue;
+		info->relam = BTREE_AM_OID;
+		for (int i = 0; i < info->nkeycolumns; i++)
+		{
+			if (info->opcintype[i] == TEXTOID || info->opcintype[i] == BPCHAROID)
+				info->opfamily[i] = known_family(info->opfamily[i]);
+		}
 	}
 }
 

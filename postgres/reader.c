@@ -360,11 +360,17 @@ au_read_key(Bytes key, Tau tau, StringInfo buf)
 	}
 }
 
+/*
+ * Rows and bytes of a relation as storage has them.  Everything that this
+ * transaction would read is counted: VACUUM ANALYZE right after a load must
+ * not find the table empty because storage is still applying it.
+ */
 void
 au_read_stats(RelId relid, int64 *rows, int64 *bytes)
 {
 	*rows = 0;
 	*bytes = 0;
+	wait_fresh(au_has_tau_start() ? au_tau_start() : (Tau) au_page_read(PAGE_ACKED));
 	if (au_storage_driver == 0)
 	{
 		StoreStats	stats;
