@@ -25,6 +25,7 @@ def load() -> list[Case]:
             results=tuple(entry["results"]),
             stock=entry.get("stock", {}),
             stock_results=tuple(entry.get("stock_results", [])),
+            waits=entry.get("waits", False),
         )
         for entry in data["case"]
         for level in entry["levels"]
