@@ -30,6 +30,7 @@
 #include "australis.h"
 
 #include "access/htup.h"
+#include "nodes/nodes.h"
 
 #define DDL_RECORD_VERSION 1
 #define DDL_RECORD_FIELDS 9
@@ -64,6 +65,9 @@ extern bool au_ddl_applying;
 /* Held by the one transaction that is committing or applying DDL. */
 extern void au_ddl_lock(void);
 extern void au_ddl_unlock(void);
+
+/* schema_locks.c: wait for others that change the same relations */
+extern void au_schema_lock(Node *stmt);
 
 /* sequence.c */
 extern void au_sequence_read(Relation rel, int64 *last_value, bool *is_called);

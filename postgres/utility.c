@@ -879,6 +879,8 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUt
 		}
 		if (!IsA(stmt, ExplainStmt) && !IsAbortedTransactionBlockState())
 		{
+			if (context != PROCESS_UTILITY_SUBCOMMAND)
+				au_schema_lock(stmt);
 			/* what it is checked against at COMMIT */
 			(void) au_tau_start();
 			au_ddl_note_statement(GetCommandTagName(CreateCommandTag(stmt)));
