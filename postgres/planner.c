@@ -56,7 +56,7 @@ static ExecutorFinish_hook_type prev_finish = NULL;
 static bool
 exports_snapshot(const Query *query)
 {
-	if (!IsolationUsesXactSnapshot() || query->commandType != CMD_SELECT || query->jointree->fromlist != NIL)
+	if (query->commandType != CMD_SELECT || query->jointree->fromlist != NIL)
 		return false;
 	foreach_node(TargetEntry, entry, query->targetList)
 	{

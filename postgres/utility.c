@@ -824,11 +824,14 @@ import_snapshot(VariableSetStmt *set)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid snapshot identifier: \"%s\"", name)));
-	tau = au_page_read(PAGE_SLOTS + 2 * procno);
+	tau = procno < ProcGlobal->allProcCount ? au_page_read(PAGE_SLOTS + 2 * procno) : 0;
 	if (tau != 0)
 	{
 		au_adopt_tau_start(tau);
-		if (au_page_read(PAGE_SLOTS + 2 * procno) == tau)
+
+		/* still that very transaction, hence its time and not a later one's */
+		if (GetPGProcByNumber(procno)->vxid.lxid == lxid &&
+			au_page_read(PAGE_SLOTS + 2 * procno) == tau)
 			return;
 	}
 	ereport(ERROR,
