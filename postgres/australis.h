@@ -239,6 +239,9 @@ extern void au_wb_walk_relation(WbRelation *relation, WbVisitor visitor, void *a
 extern void au_wb_clear_relation(WbRelation *relation);
 extern Size au_wb_relation_bytes(WbRelation *relation);
 
+/* Add what this transaction has loaded to storage's figures, for estimates. */
+extern void au_wb_estimate(RelId relid, int64 *rows, int64 *bytes);
+
 /* Flushing it was in vain: au_wb_flush_due() says no until it has doubled. */
 extern void au_wb_flush_in_vain(WbRelation *relation);
 extern bool au_wb_flush_due(const WbRelation *relation, Size bytes);

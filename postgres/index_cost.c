@@ -14,8 +14,9 @@
  *
  * Three places know btree by its oid.  Row comparisons, (a, b) > (x, y), are
  * matched to its indexes only, so the planner's description of ours says
- * btree.  LIKE is matched to text_pattern_ops and bpchar_pattern_ops by the
- * oids of btree's families, so the description has those.  And ON CONFLICT (a text_pattern_ops) is parsed to btree's operator
+ * btree.  LIKE is matched to text_pattern_ops and bpchar_pattern_ops, and a
+ * boolean column as a condition to bool_ops, by the oids of btree's families, so
+ * the description has those.  And ON CONFLICT (a text_pattern_ops) is parsed to btree's operator
  * class, which becomes our copy of it before planning.
  *
  * If storage's figures can't be had, planning fails with its error, as the
@@ -73,7 +74,8 @@ entries_of(RelId relid)
 {
 	CachedStats *c = &cached_stats[(relid ^ (relid >> 32)) % CACHED_STATS];
 	TimestampTz now = GetCurrentTimestamp();
-	int64		bytes;
+	int64		rows;
+	int64		bytes = 0;
 
 	if (c->relid != relid || now >= c->until || now < c->until - USECS_PER_SEC ||
 		(au_storage_driver == 0 && c->serial != au_transaction_serial()))
@@ -84,7 +86,9 @@ entries_of(RelId relid)
 		c->serial = au_transaction_serial();
 		c->until = now + USECS_PER_SEC;
 	}
-	return (double) Max(c->rows, 0);
+	rows = c->rows;
+	au_wb_estimate(relid, &rows, &bytes);
+	return (double) Max(rows, 0);
 }
 
 /* Width of an index tuple of btree, line pointer included. */
@@ -199,16 +203,17 @@ au_index_costestimate(PlannerInfo *root, IndexPath *path, double loop_count,
 static get_relation_info_hook_type prev_relation_info = NULL;
 static planner_hook_type prev_planner = NULL;
 
-#define PATTERN_FAMILIES 2
+#define KNOWN_FAMILIES 3
 
-/* btree's oid of our copies of the pattern families, the family else */
+/* btree's oid of our copies of these families, the family else */
 static Oid
 known_family(Oid family)
 {
-	static const Oid known[PATTERN_FAMILIES] = {TEXT_PATTERN_BTREE_FAM_OID, BPCHAR_PATTERN_BTREE_FAM_OID};
-	static Oid	copies[PATTERN_FAMILIES] = {InvalidOid, InvalidOid};
+	static const Oid known[KNOWN_FAMILIES] = {TEXT_PATTERN_BTREE_FAM_OID, BPCHAR_PATTERN_BTREE_FAM_OID,
+	BOOL_BTREE_FAM_OID};
+	static Oid	copies[KNOWN_FAMILIES] = {InvalidOid, InvalidOid, InvalidOid};
 
-	for (int i = 0; i < PATTERN_FAMILIES; i++)
+	for (int i = 0; i < KNOWN_FAMILIES; i++)
 	{
 		/* the same in all databases: looked up once */
 		if (!OidIsValid(copies[i]))
@@ -237,7 +242,7 @@ relation_info(PlannerInfo *root, Oid relid, bool inhparent, RelOptInfo *rel)
 		info->relam = BTREE_AM_OID;
 		for (int i = 0; i < info->nkeycolumns; i++)
 		{
-			if (info->opcintype[i] == TEXTOID || info->opcintype[i] == BPCHAROID)
+			if (info->opcintype[i] == TEXTOID || info->opcintype[i] == BPCHAROID || info->opcintype[i] == BOOLOID)
 				info->opfamily[i] = known_family(info->opfamily[i]);
 		}
 	}

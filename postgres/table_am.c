@@ -1053,6 +1053,7 @@ relation_size(Relation rel, ForkNumber fork)
 	if (fork != MAIN_FORKNUM && fork != InvalidForkNumber)
 		return 0;
 	au_read_stats(au_relid(rel), &rows, &bytes);
+	au_wb_estimate(au_relid(rel), &rows, &bytes);
 	/* whole pages, as everything that asks expects */
 	return (uint64) (bytes + BLCKSZ - 1) / BLCKSZ * BLCKSZ;
 }

@@ -45,6 +45,8 @@ struct WbRelation
 	uint64		flushes;
 	Size		bytes;
 	Size		next_flush;		/* not before it is that large */
+	int64		puts;			/* keys first written by a put, for estimates */
+	int64		put_bytes;
 };
 
 static MemoryContext wb_context = NULL;
@@ -177,6 +179,22 @@ au_wb_flush_due(const WbRelation *relation, Size bytes)
 	return relation->bytes > Max(bytes, relation->next_flush);
 }
 
+/*
+ * A put may be new or replace a stored row.  Where there are more of them than
+ * stored rows, a load that has not been committed, they count as new.
+ */
+void
+au_wb_estimate(RelId relid, int64 *rows, int64 *bytes)
+{
+	WbRelation *r = newest_written != NULL ? au_wb_relation(relid, false) : NULL;
+
+	if (r != NULL && r->puts > *rows)
+	{
+		*rows += r->puts;
+		*bytes += r->put_bytes;
+	}
+}
+
 static void
 account(WbRelation *r, Size bytes)
 {
@@ -285,6 +303,11 @@ add_version(Bytes key, Bytes value, WbKind kind, CommandId cid, LockTupleMode mo
 	WbVersion  *v;
 
 	account(e->relation, size);
+	if (kind == WB_PUT && e->newest == NULL)
+	{
+		e->relation->puts++;
+		e->relation->put_bytes += key.len + value.len;
+	}
 	v = MemoryContextAllocExtended(e->relation->context, size, MCXT_ALLOC_HUGE);
 	v->older = e->newest;
 	v->entry = e;
@@ -448,6 +471,8 @@ au_wb_clear_relation(WbRelation *relation)
 	relation->nrun = 0;
 	total_bytes -= relation->bytes;
 	relation->bytes = 0;
+	relation->puts = 0;
+	relation->put_bytes = 0;
 	relation->next_flush = 0;
 	relation->changes++;
 	relation->flushes++;
