@@ -117,3 +117,17 @@ SELECT * FROM multi_pk ORDER BY c, a, b;
 INSERT INTO multi_pk VALUES ('x', 1, '2020-01-01', 5);
 SELECT v FROM multi_pk WHERE c = '2020-01-01' ORDER BY a DESC;
 UPDATE multi_pk SET b = b + 1, c = c + 1 WHERE a = 'x' AND c = '2020-01-02' RETURNING *;
+-- a deferred duplicate whose row is updated again, outside its key, before the check
+CREATE TABLE du (i int UNIQUE DEFERRABLE INITIALLY DEFERRED, t text);
+INSERT INTO du VALUES (1, 'one'), (3, 'three');
+BEGIN;
+INSERT INTO du VALUES (3, 'Three');
+UPDATE du SET t = 'THREE' WHERE i = 3 AND t = 'Three';
+COMMIT;
+SELECT * FROM du ORDER BY i, t;
+BEGIN;
+INSERT INTO du VALUES (3, 'tree');
+UPDATE du SET t = 'threex' WHERE t = 'tree';
+DELETE FROM du WHERE t = 'three';
+COMMIT;
+SELECT * FROM du ORDER BY i, t;
