@@ -39,6 +39,7 @@ NEEDS = {
     "geometry": ["point", "lseg", "line", "box", "path", "polygon", "circle"],
     "horology": ["date", "time", "timetz", "timestamp", "timestamptz", "interval"],
     "aggregates": ["create_aggregate"],
+    "copy2": ["create_type"],
     "join": ["create_misc"],
     "psql": ["create_am"],
     "select_parallel": ["create_misc"],
