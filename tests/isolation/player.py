@@ -138,7 +138,7 @@ def _interleave(case: Case, server: Server, sessions: dict[str, _Session], out: 
         if session.failed:
             continue
         session.todo.put(f"BEGIN ISOLATION LEVEL {case.level}" if step.sql == "BEGIN" else step.sql)
-        if not _collect(session, step, out, PATIENCE if server.kind == "stock" else NEVER_WAITS):
+        if not _collect(session, step, out, PATIENCE if server.kind == "stock" or case.waits else NEVER_WAITS):
             waiting[step.session] = step
             out.waited = True
         idle_since = time.monotonic()

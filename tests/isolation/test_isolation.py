@@ -31,7 +31,7 @@ def test_a_wrong_expectation_is_noticed(stock: Server) -> None:
     case = next(c for c in CASES if c.name == "P4 lost update" and c.level == "REPEATABLE READ")
     played = play(case, stock, "isolation_self")
     assert problems(case, played, "stock") == []
-    assert problems(replace(case, outcome={"1": "commit", "2": "commit"}), played, "stock")
+    assert problems(replace(case, outcome={"1": "commit", "2": "commit"}, stock={}), played, "stock")
     assert problems(replace(case, results=("(1, 12) (2, 20)",)), played, "stock")
 
 
