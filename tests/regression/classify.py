@@ -143,7 +143,11 @@ REASONS = (
         expected=r"Failing row contains",
     ),
     Reason("documented: ALTER TYPE of a temporary table's key", actual=r"a column of a temporary table that is in"),
-    Reason("row order: a window over the table's order", echo=r"FROM tenk1 WHERE unique1 < 10", expected=r"^\s*\d"),
+    Reason(
+        "row order: a window over the table's order",
+        echo=r"FROM tenk1 WHERE unique1 < 10|unbounded_syntax_test1b",
+        expected=r"^\s*\d",
+    ),
 )
 
 
