@@ -856,19 +856,47 @@ store_reader_interrupt(StoreReader *reader, const volatile sig_atomic_t *flag)
 	reader->interrupt = flag;
 }
 
+/*
+ * LMDB takes a reader's roots from one of two meta pages after it has chosen a
+ * transaction.  When the reader is held up in between while the writer commits
+ * twice, that page is of a newer transaction or half of it, and LMDB 1.0 calls
+ * the pages that it then meets damaged.  The page was what it should be if its
+ * transaction is still the newest one afterwards.
+ *
+ * A writer that was stopped between its meta page and the word that says so
+ * leaves the next transaction there for good: after some attempts that will do,
+ * since it then is not writing the page that we read.
+ */
+#define RENEW_ATTEMPTS 200
+
 static StoreStatus
 read_begin(StoreReader *reader)
 {
-	int			rc = mdb_txn_renew(reader->txn);
+	MDB_env    *env = reader->store->env;
+	MDB_envinfo info;
+	int			rc = 0;
+	int			i;
 
-	if (rc == MDB_MAP_RESIZED)
+	for (i = 0; i < 2 * RENEW_ATTEMPTS; i++)
 	{
-		/* the writer was opened with a larger map: take over its size */
-		rc = mdb_env_set_mapsize(reader->store->env, 0);
-		if (rc == 0)
-			rc = mdb_txn_renew(reader->txn);
+		rc = mdb_txn_renew(reader->txn);
+		if (rc == MDB_MAP_RESIZED)
+		{
+			/* the writer was opened with a larger map: take over its size */
+			rc = mdb_env_set_mapsize(env, 0);
+			if (rc == 0)
+				rc = mdb_txn_renew(reader->txn);
+		}
+		if (rc != 0)
+			continue;			/* also of a page that was half written */
+		__atomic_thread_fence(__ATOMIC_SEQ_CST);
+		rc = mdb_env_info(env, &info);
+		if (rc == 0 && info.me_last_txnid <= mdb_txn_id(reader->txn) + (i >= RENEW_ATTEMPTS))
+			return STORE_OK;
+		mdb_txn_reset(reader->txn);
 	}
-	return rc == 0 ? STORE_OK : lmdb_fail(rc, "cannot read the store");
+	return rc != 0 ? lmdb_fail(rc, "cannot read the store") :
+		fail(STORE_BUSY, "the store changes too fast to be read");
 }
 
 static inline void
