@@ -1163,6 +1163,41 @@ page_wake(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	return PyLong_FromLong(woken);
 }
 
+/* ---------------------------------------------------------------- messages */
+
+/* Which relation ids a message writes to: services need no more of most. */
+static PyObject *
+message_relations(PyObject *module, PyObject *argument)
+{
+	Py_buffer	body;
+	StoreBuffer relids = {0};
+	StoreStatus status;
+	PyObject   *result = NULL;
+	size_t		at;
+
+	if (PyObject_GetBuffer(argument, &body, PyBUF_SIMPLE) < 0)
+		return NULL;
+	status = store_message_relations((StoreBytes) {body.buf, body.len}, &relids);
+	PyBuffer_Release(&body);
+	if (status != STORE_OK)
+		raise_status(status);
+	else
+		result = PySet_New(NULL);
+	for (at = 0; result && at < relids.len; at += sizeof(uint64_t))
+	{
+		uint64_t	relid;
+		PyObject   *item;
+
+		memcpy(&relid, relids.data + at, sizeof(relid));
+		item = PyLong_FromUnsignedLongLong(relid);
+		if (!item || PySet_Add(result, item) < 0)
+			Py_CLEAR(result);
+		Py_XDECREF(item);
+	}
+	store_buffer_free(&relids);
+	return result;
+}
+
 /* ------------------------------------------------------------------ module */
 
 static PyMethodDef functions[] = {
@@ -1172,6 +1207,7 @@ static PyMethodDef functions[] = {
 	{"page_store_acked", (PyCFunction) (void (*) (void)) page_store_acked, METH_FASTCALL, NULL},
 	{"page_load_acked", page_load_acked, METH_O, NULL},
 	{"page_wake", (PyCFunction) (void (*) (void)) page_wake, METH_FASTCALL, NULL},
+	{"message_relations", message_relations, METH_O, NULL},
 	{NULL, NULL, 0, NULL}
 };
 

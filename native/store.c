@@ -1418,6 +1418,58 @@ malformed(const char *what)
 	return fail(STORE_MALFORMED, "a journal record cannot be applied: %s", what);
 }
 
+/* Move to the keys of a Commit or Ingest: their number, and which of both. */
+static StoreStatus
+find_keys(Mp *mp, uint32_t *n, uint64_t *tag)
+{
+	uint32_t	fields = mp_array(mp);
+	uint32_t	i;
+
+	*tag = mp_be(mp, 1);
+	*n = 0;
+	if (mp->bad || fields == 0)
+		return malformed("not a message");
+	if (*tag == TAG_DROP)
+		return STORE_OK;
+	if (*tag != TAG_COMMIT && *tag != TAG_INGEST)
+		return malformed("neither Commit nor Ingest nor Drop");
+	if (fields < (*tag == TAG_INGEST ? 7 : 9))
+		return malformed("too few fields");
+	for (i = 0; i < (*tag == TAG_INGEST ? 3 : 5); i++)
+		mp_skip(mp, 0);
+	*n = mp_array(mp);
+	return mp->bad ? malformed("bad keys") : STORE_OK;
+}
+
+StoreStatus
+store_message_relations(StoreBytes body, StoreBuffer *relids)
+{
+	Mp			keys = {body.data, (const uint8_t *) body.data + body.len, false};
+	uint32_t	n,
+				i;
+	uint64_t	tag,
+				last = 0;
+	StoreStatus status = find_keys(&keys, &n, &tag);
+
+	for (i = 0; i < n && status == STORE_OK; i++)
+	{
+		StoreBytes	key = mp_bytes(&keys);
+		uint64_t	relid;
+
+		if (keys.bad || key.len < 8)
+			return malformed("key of a length that keys do not have");
+		relid = load_be64(key.data);
+		if (i > 0 && relid == last)
+			continue;
+		last = relid;
+		if (!make_room(relids, sizeof(relid)))
+			return fail(STORE_FAILED, "out of memory");
+		memcpy(relids->data + relids->len, &relid, sizeof(relid));
+		relids->len += sizeof(relid);
+	}
+	return status;
+}
+
 /* Add the writes of one message body to the list. */
 static StoreStatus
 collect_writes(WriteList *list, int64_t tau, StoreBytes body)
@@ -1425,26 +1477,15 @@ collect_writes(WriteList *list, int64_t tau, StoreBytes body)
 	Mp			keys = {body.data, (const uint8_t *) body.data + body.len, false};
 	Mp			values;
 	StoreBytes	modes;
-	uint32_t	fields,
-				n,
+	uint32_t	n,
 				i;
 	uint64_t	tag;
 	bool		ingested;
+	StoreStatus status = find_keys(&keys, &n, &tag);
 
-	fields = mp_array(&keys);
-	tag = mp_be(&keys, 1);
-	if (keys.bad || fields == 0)
-		return malformed("not a message");
-	if (tag == TAG_DROP)
-		return STORE_OK;
-	if (tag != TAG_COMMIT && tag != TAG_INGEST)
-		return malformed("neither Commit nor Ingest nor Drop");
+	if (status != STORE_OK || tag == TAG_DROP)
+		return status;
 	ingested = tag == TAG_INGEST;
-	if (fields < (ingested ? 7 : 9))
-		return malformed("too few fields");
-	for (i = 0; i < (ingested ? 3 : 5); i++)
-		mp_skip(&keys, 0);
-	n = mp_array(&keys);
 
 	/* keys and values are read side by side, so find the values first */
 	values = keys;

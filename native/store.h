@@ -226,4 +226,10 @@ typedef struct StoreSize
 
 extern StoreStatus store_size(Store *store, StoreSize *size);
 
+/*
+ * Append the relation ids (uint64_t) of a Commit's or Ingest's keys, in their
+ * order; one that repeats without another in between counts once.
+ */
+extern StoreStatus store_message_relations(StoreBytes body, StoreBuffer *relids);
+
 #endif							/* AUSTRALIS_STORE_H */

@@ -99,6 +99,9 @@ class Store:
 class Page:
     """The shared page, mapped."""
 
+def message_relations(body: Buffer, /) -> set[int]:
+    """Relation ids of the keys of a Commit or Ingest message; StoreError if it is malformed. Nothing is decoded."""
+
 def page_open(path: str | PathLike[str], cluster: bytes | None = None) -> Page:
     """Map the page file; with ``cluster`` create it if missing and refuse another cluster's."""
 

@@ -39,7 +39,6 @@ from australis.errors import AustralisError, JournalError, PositionGoneError, Pr
 from australis.journal.files import FIRST_SEGMENT_BYTES, SEGMENT_BYTES, FilesJournal
 from australis.journal.record import NO_TXID, Kind, Position, RecordFlag
 from australis.journal.segments import SegmentReader
-from australis.keyspace import relation_of
 from australis.page import SharedPage, Word
 from australis.process import announce, die_with_parent, run, tune
 from australis.protocol.frames import FrameDecoder, frame
@@ -66,6 +65,7 @@ from australis.protocol.messages import (
     check_ingest,
     client_decoder,
     encode,
+    relations_of,
 )
 
 MAX_PENDING = 20_000
@@ -266,14 +266,14 @@ class CommitService:
     def ingest(self, connection: _Connection, ingest: Ingest, body: bytes, budget: int) -> bool:
         """Append a chunk of unpublished rows (rule Q8); True if it was appended."""
         check_ingest(ingest)
+        relations = relations_of(body)
         obstacle = self._obstacle(len(body))
         if obstacle is None:
             obstacle = self.adjudicator.ingest_refusal(ingest.txid, ingest.generation)
         if obstacle is not None:
             connection.send(IngestReply(ingest.txid, ingest.seq, Outcome.REFUSED, 0))
             return False
-        relations = connection.unpublished.setdefault(ingest.txid, set())
-        relations.update({relation_of(prefix) for prefix in {key[:8] for key in ingest.keys}})
+        connection.unpublished.setdefault(ingest.txid, set()).update(relations)
         tau = self.adjudicator.stamp(self._clock.now()[0])
         position = self.journal.append(Kind.INGEST, 0, tau, ingest.txid, body, self.adjudicator.ddl)
         self._appended(position, Kind.INGEST, 0, tau, ingest.txid, body, ingest.seq, connection, budget)

@@ -140,7 +140,7 @@ class Client:
         return answer
 
     def ingest(self, txid: bytes, seq: int, rows: dict[bytes, bytes]) -> IngestReply:
-        message = Ingest(self.generation, txid, seq, list(rows), bytes([3]) * len(rows), raw(list(rows.values())))
+        message = Ingest(self.generation, txid, seq, raw(list(rows)), bytes([3]) * len(rows), raw(list(rows.values())))
         answer = self.call(message)
         assert isinstance(answer, IngestReply), answer
         return answer

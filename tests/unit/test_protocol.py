@@ -130,3 +130,17 @@ def test_lists_that_do_not_fit_together_are_refused(changes: dict[str, Any]) -> 
     m.check_commit(commit())
     with pytest.raises(ProtocolError):
         m.check_commit(commit(**changes))
+
+
+def test_relations_of_a_message() -> None:
+    a, b = (5 << 32 | 7).to_bytes(8, "big"), ((1 << 63) + 1).to_bytes(8, "big")
+
+    def ingest(keys: list[bytes]) -> bytes:
+        raw = msgspec.Raw(msgspec.msgpack.encode(keys))
+        return m.encode(m.Ingest(1, bytes(16), 1, raw, bytes(len(keys)), msgspec.Raw(msgspec.msgpack.encode(keys))))
+
+    assert m.relations_of(ingest([])) == set()
+    assert m.relations_of(ingest([a, a + b"x", b, a + b"y"])) == {5 << 32 | 7, (1 << 63) + 1}
+    for bad in (b"", b"\x90", ingest([b"short"]), ingest([a, b])[:-30], b"\x97\x07" + ingest([a])[2:]):
+        with pytest.raises(ProtocolError):
+            m.relations_of(bad)

@@ -224,7 +224,7 @@ def test_a_storage_id_that_is_used_again_keeps_its_new_rows(tmp_path: Path, how:
             txid = os.urandom(16)
             new: Commit | Ingest
             if how == "ingest":
-                new = Ingest(1, txid, 1, [key(2, OTHER)], b"\x03", raw([b"new"]))
+                new = Ingest(1, txid, 1, raw([key(2, OTHER)]), b"\x03", raw([b"new"]))
             else:
                 new = commit({key(2, OTHER): b"new"}, txid=txid)
             await feed.send(

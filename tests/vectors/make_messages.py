@@ -2,8 +2,8 @@
 
     python -m tests.vectors.make_messages
 
-`fields` are the elements after the tag, bytes as {"hex": ...}; a Commit's and Ingest's values appear as the raw msgpack
-of their array. `frame` is the body with its length in front.
+`fields` are the elements after the tag, bytes as {"hex": ...}; a Commit's values, and an Ingest's keys and values, appear
+as the raw msgpack of their array. `frame` is the body with its length in front.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def vectors() -> list[tuple[str, m.AnyMessage]]:
         ("conflict", m.CommitReply(TXID, m.Outcome.CONFLICT, 0, "change conflicts with another transaction")),
         ("resolve", m.Resolve(TXID, 1_795_000_000_000_000_001)),
         ("resolve reply", m.ResolveReply(TXID, m.Outcome.KILLED, 0)),
-        ("ingest", m.Ingest(7, TXID, 3, [KEY, KEY + b"\x01"], b"\x03\x03", raw([b"a", b"b"]))),
+        ("ingest", m.Ingest(7, TXID, 3, raw([KEY, KEY + b"\x01"]), b"\x03\x03", raw([b"a", b"b"]))),
         ("ingest reply", m.IngestReply(TXID, 3, 0, 1_795_000_000_000_000_003)),
         ("drop", m.Drop([5 << 32 | 16400, 5 << 32 | 16401])),
         ("error", m.Error("08P01", "not a message of the protocol")),

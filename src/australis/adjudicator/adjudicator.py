@@ -89,7 +89,7 @@ class Adjudicator:
         self._max_relations = max_relations
         # txid -> commit time, or one of the negative codes; pending ones are in _pending
         self._known: dict[bytes, int] = dict(known)
-        self._order: deque[tuple[bytes, int]] = deque(known)
+        self._order: deque[bytes] = deque(txid for txid, _ in known)
         self._pending: dict[bytes, int] = {}
         self._known_limit = known_limit
         self._known_floor = max(known_floor, 0)
@@ -249,11 +249,11 @@ class Adjudicator:
 
     def _remember(self, txid: bytes, fate: int) -> None:
         self._known[txid] = fate
-        self._order.append((txid, fate))
+        self._order.append(txid)
         if len(self._order) > self._known_limit:
-            old, old_fate = self._order.popleft()
-            if self._known.pop(old, 0) > 0 and old_fate > self._known_floor:
-                self._known_floor = old_fate
+            forgotten = self._known.pop(self._order.popleft(), 0)
+            if forgotten > self._known_floor:  # committed ones only: the others' codes are negative
+                self._known_floor = forgotten
 
 
 def _again(known: int) -> Verdict:

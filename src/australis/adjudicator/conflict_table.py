@@ -26,6 +26,14 @@ CONFLICTS: tuple[tuple[Mode, ...], ...] = (
 )
 _NO_WRITE = int(ModeFlag.LOCK_ONLY | ModeFlag.VALIDATE_ONLY)
 _BLIND_SLOT = 4  # behind the four modes: blind writes, which only ranges conflict with
+# mode byte -> slot of the maxima, -1: leaves no trace. A table, since operators of flags cost a call each.
+_SLOTS = tuple(
+    -1 if mode & ModeFlag.VALIDATE_ONLY else _BLIND_SLOT if mode & ModeFlag.BLIND else mode & MODE_MASK
+    for mode in range(256)
+)
+_MANY = 256
+"""Keys from which on a write set is looked at by kinds of keys rather than key by key."""
+
 
 UNCHECKED = int(ModeFlag.BLIND)
 UNRECORDED = int(ModeFlag.BLIND | ModeFlag.VALIDATE_ONLY)
@@ -72,25 +80,40 @@ class ConflictTable:
 
     def conflict(self, keys: list[bytes], modes: bytes, tau_start: int) -> bytes | None:
         """Return a key on which a conflicting mode committed after tau_start; None if there is none."""
-        probes = self._probes
-        for key, mode in zip(keys, modes, strict=True):
-            for probe in probes[mode]:
-                tau = probe(key)
-                if tau is not None and tau > tau_start:
-                    return key
+        if len(keys) < _MANY or self._touches(keys, modes):
+            probes = self._probes
+            for key, mode in zip(keys, modes, strict=True):
+                for probe in probes[mode]:
+                    tau = probe(key)
+                    if tau is not None and tau > tau_start:
+                        return key
         if tau_start < self._merged_until:
             return self._merged_conflict(keys, modes, tau_start)
         return None
 
-    def _merged_conflict(self, keys: list[bytes], modes: bytes, tau_start: int) -> bytes | None:
-        for key, mode in zip(keys, modes, strict=True):
+    def _touches(self, keys: list[bytes], modes: bytes) -> bool:
+        """Is any of many keys in a dictionary that it may conflict with? One pass in C per mode and dictionary."""
+        for mode in set(modes):
             if mode & UNCHECKED:
                 continue
-            latest = self._merged.get(key[:8])
+            latest = [self._latest[conflict] for conflict in CONFLICTS[mode & MODE_MASK] if self._latest[conflict]]
+            if latest:
+                same = keys
+                if modes.count(mode) < len(modes):
+                    same = [key for key, other in zip(keys, modes, strict=True) if other == mode]
+                if not all(known.keys().isdisjoint(same) for known in latest):
+                    return True
+        return False
+
+    def _merged_conflict(self, keys: list[bytes], modes: bytes, tau_start: int) -> bytes | None:
+        for prefix, mode in _kinds(keys, modes):
+            if mode & UNCHECKED:
+                continue
+            latest = self._merged.get(prefix)
             if latest is not None:
                 for conflict in CONFLICTS[mode & MODE_MASK]:
                     if latest[conflict] > tau_start:
-                        return key
+                        return next(key for key in keys if key.startswith(prefix))
         return None
 
     def range_conflict(self, lo: bytes, hi: bytes, tau_start: int) -> bytes | None:
@@ -161,13 +184,13 @@ class ConflictTable:
 
     def _merge(self, keys: list[bytes], modes: bytes, tau: int) -> None:
         merged = self._merged
-        for key, mode in zip(keys, modes, strict=True):
-            if mode & ModeFlag.VALIDATE_ONLY:
+        for prefix, mode in _kinds(keys, modes):
+            slot = _SLOTS[mode]
+            if slot < 0:
                 continue
-            latest = merged.get(key[:8])
+            latest = merged.get(prefix)
             if latest is None:
-                latest = merged[key[:8]] = [0, 0, 0, 0, 0]
-            slot = _BLIND_SLOT if mode & ModeFlag.BLIND else mode & MODE_MASK
+                latest = merged[prefix] = [0, 0, 0, 0, 0]
             if tau > latest[slot]:
                 latest[slot] = tau
         if tau > self._merged_until:
@@ -175,3 +198,11 @@ class ConflictTable:
         if len(merged) > self._max_relations:
             merged.clear()
             self.floor = max(self.floor, self._merged_until)
+
+
+def _kinds(keys: list[bytes], modes: bytes) -> set[tuple[bytes, int]]:
+    """Return relation prefix and mode of all keys, each pair once."""
+    if len(keys) >= _MANY and modes.count(modes[0]) == len(modes):
+        mode = modes[0]
+        return {(prefix, mode) for prefix in {key[:8] for key in keys}}
+    return {(key[:8], mode) for key, mode in zip(keys, modes, strict=True)}

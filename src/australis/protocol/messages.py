@@ -14,6 +14,7 @@ from enum import IntEnum, IntFlag
 
 import msgspec
 
+from australis._native import StoreError, message_relations
 from australis.errors import ProtocolError
 
 PROTOCOL_VERSION = 1
@@ -123,12 +124,12 @@ class ResolveReply(Message, frozen=True, array_like=True, gc=False, tag=5):
 
 
 class Ingest(Message, frozen=True, array_like=True, gc=False, tag=6):
-    """A chunk of rows of a storage id that nobody can read yet (rule Q8)."""
+    """A chunk of rows of a storage id that nobody can read yet (rule Q8). Its keys are not decoded either."""
 
     generation: int
     txid: bytes
     seq: int
-    keys: list[bytes]
+    keys: msgspec.Raw
     modes: bytes
     values: msgspec.Raw
 
@@ -321,18 +322,24 @@ def check_commit(commit: Commit) -> None:
         raise ProtocolError("Commit: keys, modes and txid do not fit together")
     if not is_array_of(commit.values, len(commit.keys)):
         raise ProtocolError("Commit: one value (or nil) per key expected")
-    if any(len(key) < 8 for key in commit.keys):
+    if commit.keys and min(map(len, commit.keys)) < 8:
         raise ProtocolError("Commit: a key is shorter than a relation id")
 
 
 def check_ingest(ingest: Ingest) -> None:
     """Raise ProtocolError unless the lists of a chunk belong together."""
-    if len(ingest.keys) != len(ingest.modes) or len(ingest.txid) != 16:
+    if not is_array_of(ingest.keys, len(ingest.modes)) or len(ingest.txid) != 16:
         raise ProtocolError("Ingest: keys, modes and txid do not fit together")
-    if not is_array_of(ingest.values, len(ingest.keys)):
+    if not is_array_of(ingest.values, len(ingest.modes)):
         raise ProtocolError("Ingest: one value (or nil) per key expected")
-    if any(len(key) < 8 for key in ingest.keys):
-        raise ProtocolError("Ingest: a key is shorter than a relation id")
+
+
+def relations_of(body: bytes) -> set[int]:
+    """Relation ids of the keys of a Commit or Ingest, without decoding it; ProtocolError if it is malformed."""
+    try:
+        return message_relations(body)
+    except StoreError as error:
+        raise ProtocolError(str(error)) from None
 
 
 def is_array_of(raw: msgspec.Raw, count: int) -> bool:
@@ -348,6 +355,13 @@ def is_array_of(raw: msgspec.Raw, count: int) -> bool:
     if first == 0xDD:
         return int.from_bytes(view[1:5], "big") == count
     return False
+
+
+def decode_keys(message: Commit | Ingest) -> list[bytes]:
+    """Keys of a write set: for tools and tests."""
+    if isinstance(message, Commit):
+        return message.keys
+    return msgspec.msgpack.decode(message.keys, type=list[bytes])
 
 
 def decode_values(message: Commit | Ingest) -> list[bytes | None]:

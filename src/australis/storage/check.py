@@ -15,7 +15,16 @@ from australis.cluster import ClusterDirectory
 from australis.journal.check import JournalReport, check_journal
 from australis.journal.record import Entry, Kind
 from australis.keyspace import relation_of
-from australis.protocol.messages import Commit, Drop, Ingest, ModeFlag, client_decoder, decode_values
+from australis.protocol.messages import (
+    Commit,
+    Drop,
+    Ingest,
+    ModeFlag,
+    client_decoder,
+    decode_keys,
+    decode_values,
+    relations_of,
+)
 from australis.storage.snapshots import checksum, list_snapshots
 from australis.storage.store import DATA_FILE, StoreError
 
@@ -60,10 +69,9 @@ class _Newest:
                 self.dropped.update(message.drops)
                 self.unpublished.pop(entry.txid, None)
             else:
-                relations = {relation_of(prefix) for prefix in {key[:8] for key in message.keys}}
-                self.unpublished.setdefault(entry.txid, set()).update(relations)
+                self.unpublished.setdefault(entry.txid, set()).update(relations_of(entry.body))
             values = decode_values(message)
-            for key, mode, value in zip(message.keys, message.modes, values, strict=True):
+            for key, mode, value in zip(decode_keys(message), message.modes, values, strict=True):
                 if mode & (ModeFlag.LOCK_ONLY | ModeFlag.VALIDATE_ONLY):
                     continue
                 self.keys.pop(key, None)  # to the end: the dictionary is in the order of last writes

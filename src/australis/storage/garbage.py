@@ -13,8 +13,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from australis.journal.record import Kind, RecordFlag
-from australis.keyspace import relation_of
-from australis.protocol.messages import Commit, Drop, FeedRecord, Ingest, client_decoder
+from australis.protocol.messages import Commit, Drop, FeedRecord, client_decoder, relations_of
 from australis.storage.store import Store
 
 META = "garbage"
@@ -49,11 +48,9 @@ class Garbage:
         """
         due = self._state.due
         for index, record in enumerate(records):
-            if due and record.kind in (Kind.TRANSACTION, Kind.INGEST):
-                message = client_decoder.decode(record.body)
-                assert isinstance(message, Commit | Ingest)
-                if any(relation_of(prefix) in due for prefix in {key[:8] for key in message.keys}):
-                    return index
+            writes = record.kind in (Kind.TRANSACTION, Kind.INGEST)
+            if due and writes and not due.keys().isdisjoint(relations_of(record.body)):
+                return index
             if record.kind == Kind.DROP or record.flags & RecordFlag.DROPS:
                 if index:
                     return index
@@ -62,10 +59,9 @@ class Garbage:
 
     def purge(self, record: FeedRecord) -> None:
         """Finish deleting the storage ids that a record is about to write to."""
-        message = client_decoder.decode(record.body)
-        if not isinstance(message, Commit | Ingest):
+        if record.kind not in (Kind.TRANSACTION, Kind.INGEST):
             return
-        for relation in {relation_of(prefix) for prefix in {key[:8] for key in message.keys}}:
+        for relation in relations_of(record.body):
             if relation in self._state.due:
                 while not self._store.drop(relation, _PURGE_ENTRIES):
                     continue
@@ -104,10 +100,8 @@ class Garbage:
             self._save()
 
     def _note_chunk(self, record: FeedRecord) -> bool:
-        ingest = client_decoder.decode(record.body)
-        assert isinstance(ingest, Ingest)
         known = self._state.unpublished.setdefault(record.txid, [])
-        fresh = {relation_of(prefix) for prefix in {key[:8] for key in ingest.keys}}.difference(known)
+        fresh = relations_of(record.body).difference(known)
         known.extend(relation for relation in fresh if relation >= FIRST_USER_RELATION)
         return bool(fresh)
 
