@@ -90,8 +90,8 @@ def start(data: Path | None, port: int | None, profile: Profile | None, detach: 
     from australis.control_plane import privileges
 
     layout = _layout(data)
-    load(layout.data)
     cluster = read_cluster(layout)
+    load(layout.data)
     if cluster is not None and profile is not None and cluster.profile != profile:
         raise ClusterError(
             f"{layout.data} was made with profile {cluster.profile}; start without --profile or elsewhere"

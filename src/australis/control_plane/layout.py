@@ -222,7 +222,7 @@ def unusable(layout: Layout, error: OSError) -> ClusterError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         where = error.filename or layout.data
         return ClusterError(f"{where}: {_cause(error)}; name a directory you can write to with --data")
-    return ClusterError(f"{error.filename or layout.data}: {_cause(error)}")
+    return ClusterError(f"{error.filename or layout.data}: {_cause(error)}; name another directory with --data")
 
 
 class DirectoryLock:
