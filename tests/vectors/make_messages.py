@@ -2,8 +2,8 @@
 
     python -m tests.vectors.make_messages
 
-`fields` are the elements after the tag, bytes as {"hex": ...}; a Commit's values and an Ingest's keys and values appear as
-the raw msgpack of their array. `frame` is the body with its length in front.
+`fields` are the elements after the tag, bytes as {"hex": ...}; a Commit's values and an Ingest's keys and values appear
+as the raw msgpack of their array. `frame` is the body with its length in front.
 """
 
 from __future__ import annotations
