@@ -42,6 +42,7 @@
 #include "executor/tuptable.h"
 #include "lib/stringinfo.h"
 #include "nodes/lockoptions.h"
+#include "nodes/nodes.h"
 #include "storage/itemptr.h"
 #include "utils/rel.h"
 #include "utils/snapshot.h"
@@ -328,6 +329,9 @@ extern void au_table_scan_reads(TableScanDesc scan, ReadCounts *total);
 extern void au_index_scan_reads(struct IndexScanDescData *scan, ReadCounts *total);
 extern void au_index_fetch_reads(struct IndexFetchTableData *fetch, ReadCounts *total);
 
+/* Add what was read to the relation's counters of pg_statio. */
+extern void au_count_pages(Relation rel, const ReadCounts *reads, uint64 *counted_bytes);
+
 /* curcid to use under this PostgreSQL snapshot */
 extern CommandId au_snapshot_curcid(Snapshot snapshot);
 
@@ -371,6 +375,9 @@ extern bool au_layout_wants_rekey(Relation rel);
 
 /* rekey.c: rewrite relid (and its partitions) by a primary key just added */
 extern void au_rekey_if_needed(Oid relid);
+extern void au_rekey_announce(Node *stmt);
+extern bool au_rekey_replaces_build(Relation heap, Relation index);
+extern double au_copy_by_key(Relation old, Relation fresh);
 
 /* ------------------------------------------------- index entries: index_am.c */
 

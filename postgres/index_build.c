@@ -280,9 +280,9 @@ au_index_build(Relation heap, Relation index, IndexInfo *info)
 
 	au_index_check_supported(index);
 
-	if (au_index_is_primary(heap, index))
+	if (au_index_is_primary(heap, index) || au_rekey_replaces_build(heap, index))
 	{
-		/* the table is its own primary key; leave its statistics alone */
+		/* the table is, or will be, its own primary key; leave its statistics alone */
 		result->heap_tuples = heap->rd_rel->reltuples;
 		result->index_tuples = heap->rd_rel->reltuples;
 		return result;

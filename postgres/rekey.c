@@ -11,18 +11,266 @@
  * transaction of the statement and rolls back with it; the new storage id is
  * filled in chunks beside the adjudicator (rule Q8).
  *
+ * The copy sorts the rows by their new key, on disk within
+ * maintenance_work_mem: storage likes runs in order, and duplicates are
+ * neighbours.  So a statement that does nothing but add a primary key leaves
+ * the building of its index out (au_rekey_replaces_build): those entries would
+ * be thrown away by the copy.  What must hold: between the index that was left
+ * empty and the copy nothing reads through it, and a copy that does not happen
+ * is an error.
+ *
  *-------------------------------------------------------------------------
  */
 #include "australis.h"
 
+#include "access/genam.h"
 #include "access/table.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/partition.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_type.h"
 #include "commands/cluster.h"
 #include "miscadmin.h"
+#include "nodes/parsenodes.h"
 #include "storage/lmgr.h"
+#include "utils/evtcache.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/tuplesort.h"
+
+#include "index.h"
+
+#define CHUNK_BYTES		(8 * 1024 * 1024)
+#define CHUNK_ENTRIES	65536
+#define BYTEA_LESS_OPERATOR 1957	/* bytea < bytea, C order */
+
+/*
+ * The sort compares by a row's first 8 bytes where it can, so what all keys
+ * begin with is left out: the relation id and the first column's marker (no
+ * column of a primary key is NULL).
+ */
+#define SKIPPED_LEN 9
+
+/* The running statement that adds a primary key and does nothing else. */
+static struct
+{
+	Oid			relid;
+	SubTransactionId subid;
+	uint64		serial;
+	int			pending;		/* indexes left empty, tables to be copied */
+}			adding = {0};
+
+static bool
+adding_now(void)
+{
+	return OidIsValid(adding.relid) && adding.subid == GetCurrentSubTransactionId() &&
+		adding.serial == au_transaction_serial();
+}
+
+/* Before a statement: is it of that kind? */
+void
+au_rekey_announce(Node *stmt)
+{
+	AlterTableStmt *alter = (AlterTableStmt *) stmt;
+	AlterTableCmd *cmd;
+	Constraint *constraint;
+
+	if (!IsA(stmt, AlterTableStmt) || alter->objtype != OBJECT_TABLE || list_length(alter->cmds) != 1)
+		return;
+	cmd = linitial_node(AlterTableCmd, alter->cmds);
+	if (cmd->subtype != AT_AddConstraint || !IsA(cmd->def, Constraint))
+		return;
+	constraint = (Constraint *) cmd->def;
+	if (constraint->contype != CONSTR_PRIMARY || constraint->indexname != NULL)
+		return;
+
+	/* their functions run before the copy and could read */
+	if (EventCacheLookup(EVT_DDLCommandEnd) != NIL)
+		return;
+	adding.relid = RangeVarGetRelid(alter->relation, NoLock, true);
+	adding.subid = GetCurrentSubTransactionId();
+	adding.serial = au_transaction_serial();
+	adding.pending = 0;
+}
+
+/* May the building of this index be left to the copy that follows? */
+bool
+au_rekey_replaces_build(Relation heap, Relation index)
+{
+	const TableLayout *layout;
+
+	if (!adding_now() || !index->rd_index->indisprimary || !index->rd_index->indimmediate)
+		return false;
+	if (RelationGetRelid(heap) != adding.relid &&
+		(!heap->rd_rel->relispartition ||
+		 !list_member_oid(get_partition_ancestors(RelationGetRelid(heap)), adding.relid)))
+		return false;
+	layout = au_table_layout(heap);
+	if (!layout->decided || layout->has_primary)
+		return false;
+	adding.pending++;
+	return true;
+}
+
+/* What CREATE UNIQUE INDEX says. */
+pg_noreturn static void
+report_not_unique(Relation heap, const TableLayout *layout, Bytes row)
+{
+	Relation	index = index_open(layout->index_oid, NoLock);
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(heap), &TTSOpsAustralis);
+	Datum		values[INDEX_MAX_KEYS];
+	bool		isnull[INDEX_MAX_KEYS];
+	char	   *key_desc;
+
+	au_row_store(row, slot, false);
+	for (int i = 0; i < layout->ncolumns; i++)
+		values[i] = slot_getattr(slot, layout->attnums[i], &isnull[i]);
+	key_desc = BuildIndexValueDescription(index, values, isnull);
+	ereport(ERROR,
+			(errcode(ERRCODE_UNIQUE_VIOLATION),
+			 errmsg("could not create unique index \"%s\"", RelationGetRelationName(index)),
+			 key_desc ? errdetail("Key %s is duplicated.", key_desc) : errdetail("Duplicate keys exist."),
+			 errtableconstraint(heap, RelationGetRelationName(index))));
+}
+
+/* Send a chunk; the storage id is this transaction's own. */
+static void
+write_chunk(const IngestEntry *entries, int n, bool ingest)
+{
+	if (ingest && n > 0)
+		au_ingest(entries, n);
+	for (int i = 0; i < n && !ingest; i++)
+		(void) au_wb_put(entries[i].key, entries[i].value, GetCurrentCommandId(true), LockTupleExclusive, false);
+}
+
+/*
+ * Copy all rows of old into the new, empty storage of fresh, which is keyed by
+ * a primary key.  Returns how many.
+ */
+double
+au_copy_by_key(Relation old, Relation fresh)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "copy by key", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext row_context = AllocSetContextCreate(context, "copy by key row", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext chunk_context;
+	MemoryContext outer = MemoryContextSwitchTo(context);
+	Tuplesortstate *sort = tuplesort_begin_datum(BYTEAOID, BYTEA_LESS_OPERATOR, InvalidOid, false,
+												 maintenance_work_mem, NULL, TUPLESORT_NONE);
+	TableScanDesc scan = old->rd_tableam->scan_begin(old, SnapshotAny, 0, NULL, NULL, 0);
+	TupleTableSlot *slot = table_slot_create(old, NULL);
+	TupleTableSlot *copy = table_slot_create(fresh, NULL);
+	TupleDesc	desc = RelationGetDescr(fresh);
+	const TableLayout *layout = NULL;
+	StringInfoData key,
+				row,
+				last;
+	IngestEntry *entries;
+	Size		bytes = 0;
+	int			n = 0;
+	double		rows = 0;
+	bool		ingest = au_storage_unpublished(fresh);
+	Datum		datum;
+	bool		isnull;
+	char		skipped[SKIPPED_LEN];
+
+	initStringInfo(&key);
+	initStringInfo(&row);
+	initStringInfo(&last);
+	while (old->rd_tableam->scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		struct varlena *item;
+		uint16		key_len;
+		char	   *p;
+		Size		size;
+
+		CHECK_FOR_INTERRUPTS();
+		if (layout == NULL)
+			layout = au_table_layout_decide(fresh);
+		MemoryContextSwitchTo(row_context);
+		slot_getallattrs(slot);
+		ExecClearTuple(copy);
+		memcpy(copy->tts_values, slot->tts_values, sizeof(Datum) * desc->natts);
+		memcpy(copy->tts_isnull, slot->tts_isnull, sizeof(bool) * desc->natts);
+		/* dropped columns take no space */
+		for (int i = 0; i < desc->natts; i++)
+		{
+			if (TupleDescCompactAttr(desc, i)->attisdropped)
+				copy->tts_isnull[i] = true;
+		}
+		ExecStoreVirtualTuple(copy);
+		au_table_key(&key, fresh, layout, copy);
+		if (rows == 0)
+			memcpy(skipped, key.data, SKIPPED_LEN);
+		else if (memcmp(skipped, key.data, SKIPPED_LEN) != 0)
+			elog(ERROR, "unexpected key of a row of \"%s\"", RelationGetRelationName(old));
+		resetStringInfo(&row);
+		au_row_encode(&row, desc, copy->tts_values, copy->tts_isnull, au_xmin());
+
+		key_len = (uint16) (key.len - SKIPPED_LEN);
+		size = VARHDRSZ + key_len + row.len + sizeof(key_len);
+		item = palloc(size);
+		SET_VARSIZE(item, size);
+		p = VARDATA(item);
+		memcpy(p, key.data + SKIPPED_LEN, key_len);
+		memcpy(p + key_len, row.data, row.len);
+		memcpy(p + key_len + row.len, &key_len, sizeof(key_len));
+		tuplesort_putdatum(sort, PointerGetDatum(item), false);
+		rows += 1;
+		MemoryContextSwitchTo(context);
+		MemoryContextReset(row_context);
+	}
+	old->rd_tableam->scan_end(scan);
+
+	chunk_context = BumpContextCreate(context, "copy by key chunk", 0, 1024 * 1024, 1024 * 1024);
+	entries = palloc_array(IngestEntry, CHUNK_ENTRIES);
+	tuplesort_performsort(sort);
+	while (rows > 0 && tuplesort_getdatum(sort, true, false, &datum, &isnull, NULL))
+	{
+		struct varlena *item = (struct varlena *) DatumGetPointer(datum);
+		const uint8 *data = (const uint8 *) VARDATA_ANY(item);
+		uint32		len = VARSIZE_ANY_EXHDR(item) - sizeof(uint16);
+		IngestEntry *e = &entries[n++];
+		uint16		key_len;
+		uint8	   *bytes_of_entry;
+		Size		value_at;
+
+		CHECK_FOR_INTERRUPTS();
+		memcpy(&key_len, data + len, sizeof(key_len));
+
+		/* the copy keeps the row at a multiple of 8 */
+		value_at = TYPEALIGN(8, SKIPPED_LEN + key_len);
+		bytes_of_entry = MemoryContextAlloc(chunk_context, value_at + len - key_len);
+		memcpy(bytes_of_entry, skipped, SKIPPED_LEN);
+		memcpy(bytes_of_entry + SKIPPED_LEN, data, key_len);
+		memcpy(bytes_of_entry + value_at, data + key_len, len - key_len);
+		e->key = (Bytes) {bytes_of_entry, SKIPPED_LEN + key_len};
+		e->value = (Bytes) {bytes_of_entry + value_at, len - key_len};
+		bytes += e->key.len + e->value.len;
+
+		if (last.len == key_len && memcmp(last.data, data, key_len) == 0)
+			report_not_unique(old, layout, e->value);
+		resetStringInfo(&last);
+		appendBinaryStringInfo(&last, (const char *) data, key_len);
+
+		if (n == CHUNK_ENTRIES || bytes >= CHUNK_BYTES)
+		{
+			write_chunk(entries, n, ingest);
+			MemoryContextReset(chunk_context);
+			n = 0;
+			bytes = 0;
+		}
+	}
+	write_chunk(entries, n, ingest);
+	tuplesort_end(sort);
+	ExecDropSingleTupleTableSlot(slot);
+	ExecDropSingleTupleTableSlot(copy);
+	MemoryContextSwitchTo(outer);
+	MemoryContextDelete(context);
+	return rows;
+}
 
 /* Called after a statement that may have added a primary key to relid. */
 void
@@ -52,6 +300,14 @@ au_rekey_if_needed(Oid relid)
 		/* closes the relation */
 		cluster_rel(rel, InvalidOid, &params);
 		CommandCounterIncrement();
+		if (adding_now())
+			adding.pending--;
 	}
 	list_free(oids);
+	if (adding_now())
+	{
+		if (adding.pending > 0)
+			elog(ERROR, "rows of a table with a new primary key were not copied");
+		adding.relid = InvalidOid;
+	}
 }

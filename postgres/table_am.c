@@ -102,6 +102,7 @@ typedef struct ScanDesc
 	TableScanDescData base;
 	KeyScan    *scan;
 	ReadCounts	reads;			/* rescans included */
+	uint64		counted_bytes;	/* of them, in pg_statio */
 	/* ANALYZE */
 	bool		analyze_started;
 	double		row_weight;
@@ -160,6 +161,7 @@ scan_end(TableScanDesc sscan)
 {
 	ScanDesc   *scan = (ScanDesc *) sscan;
 
+	au_count_pages(sscan->rs_rd, &scan->reads, &scan->counted_bytes);
 	au_key_scan_end(scan->scan);
 	RelationDecrementReferenceCount(sscan->rs_rd);
 	if (sscan->rs_flags & SO_TEMP_SNAPSHOT)
@@ -199,6 +201,23 @@ scan_getnextslot(TableScanDesc sscan, ScanDirection direction, TupleTableSlot *s
 	return true;
 }
 
+/*
+ * For pg_statio: what was read since counted_bytes, as pages, which were not
+ * read from disk as far as we know.
+ */
+void
+au_count_pages(Relation rel, const ReadCounts *reads, uint64 *counted_bytes)
+{
+	uint64		pages = (reads->bytes - *counted_bytes + BLCKSZ - 1) / BLCKSZ;
+
+	*counted_bytes = reads->bytes;
+	if (pages > 0 && pgstat_should_count_relation(rel))
+	{
+		rel->pgstat_info->counts.blocks_fetched += pages;
+		rel->pgstat_info->counts.blocks_hit += pages;
+	}
+}
+
 void
 au_table_scan_reads(TableScanDesc scan, ReadCounts *total)
 {
@@ -215,6 +234,7 @@ typedef struct IndexFetch
 {
 	IndexFetchTableData base;
 	ReadCounts	reads;
+	uint64		counted_bytes;
 } IndexFetch;
 
 static IndexFetchTableData *
@@ -245,6 +265,7 @@ index_fetch_reset(IndexFetchTableData *fetch)
 static void
 index_fetch_end(IndexFetchTableData *fetch)
 {
+	au_count_pages(fetch->rel, &((IndexFetch *) fetch)->reads, &((IndexFetch *) fetch)->counted_bytes);
 	pfree(fetch);
 }
 
@@ -895,10 +916,20 @@ relation_copy_for_cluster(Relation OldTable, Relation NewTable, Relation OldInde
 						  TransactionId OldestXmin, TransactionId *xid_cutoff, MultiXactId *multi_cutoff,
 						  double *num_tuples, double *tups_vacuumed, double *tups_recently_dead)
 {
-	TableScanDesc scan = scan_begin(OldTable, SnapshotAny, 0, NULL, NULL, 0);
-	TupleTableSlot *slot = table_slot_create(OldTable, NULL);
-	TupleTableSlot *copy = table_slot_create(NewTable, NULL);
+	TableScanDesc scan;
+	TupleTableSlot *slot;
+	TupleTableSlot *copy;
 
+	*tups_vacuumed = 0;
+	*tups_recently_dead = 0;
+	if (au_table_layout(NewTable)->has_primary)
+	{
+		*num_tuples = au_copy_by_key(OldTable, NewTable);
+		return;
+	}
+	scan = scan_begin(OldTable, SnapshotAny, 0, NULL, NULL, 0);
+	slot = table_slot_create(OldTable, NULL);
+	copy = table_slot_create(NewTable, NULL);
 	*num_tuples = 0;
 	while (scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
@@ -922,8 +953,6 @@ relation_copy_for_cluster(Relation OldTable, Relation NewTable, Relation OldInde
 	ExecDropSingleTupleTableSlot(slot);
 	ExecDropSingleTupleTableSlot(copy);
 	scan_end(scan);
-	*tups_vacuumed = 0;
-	*tups_recently_dead = 0;
 }
 
 static void
@@ -1077,6 +1106,21 @@ relation_estimate_size(Relation rel, int32 *attr_widths, BlockNumber *pages, dou
 	table_block_relation_estimate_size(rel, attr_widths, pages, tuples, allvisfrac,
 									   MAXALIGN(SizeofHeapTupleHeader) + sizeof(ItemIdData),
 									   BLCKSZ - SizeOfPageHeaderData);
+
+	/*
+	 * Never analyzed, a heap's rows are guessed from its pages.  Ours may hold
+	 * long values, which a heap has elsewhere, and know no fillfactor; but
+	 * storage knows how many rows there are.  The guess for small tables stays.
+	 */
+	if (rel->rd_rel->reltuples < 0 && *pages > 10)
+	{
+		int64		rows;
+		int64		bytes;
+
+		au_read_stats(au_relid(rel), &rows, &bytes);
+		au_wb_estimate(au_relid(rel), &rows, &bytes);
+		*tuples = (double) Max(rows, 0);
+	}
 	*allvisfrac = 1.0;
 }
 

@@ -887,6 +887,7 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUt
 			/* what it is checked against at COMMIT */
 			(void) au_tau_start();
 			au_ddl_note_statement(GetCommandTagName(CreateCommandTag(stmt)));
+			au_rekey_announce(stmt);
 		}
 	}
 	if (!IsAbortedTransactionBlockState())
