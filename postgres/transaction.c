@@ -689,11 +689,9 @@ build_entry(WbEntry *entry, void *arg)
 	{
 		if (newest == NULL && v->kind != WB_LOCK)
 			newest = v;
-		if (!v->blind)
-		{
-			recorded = true;
-			mode = Max(mode, v->mode);
-		}
+		recorded |= !v->blind;
+		/* of blind writes too: SERIALIZABLE readers' ranges conflict with them */
+		mode = Max(mode, v->mode);
 	}
 	if ((Size) b->keys.len + (Size) b->values.len + entry->key.len +
 		(newest ? newest->value_len : 0) > MaxAllocSize - 64 * 1024 * 1024)

@@ -1,0 +1,86 @@
+"""SERIALIZABLE finds write skew through every kind of read; REPEATABLE READ lets it pass.
+
+Two transactions read what the other one then writes, without a row in common. Under SERIALIZABLE one of them must fail
+with 40001 whatever access path the reads take; under REPEATABLE READ (snapshot isolation) both commit.
+"""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from tests.fixtures.servers import Server
+
+SETUP = """
+DROP SCHEMA IF EXISTS ser CASCADE; CREATE SCHEMA ser; SET search_path = ser;
+CREATE TABLE keyed (id int PRIMARY KEY, g int, v int); CREATE INDEX ON keyed (g);
+INSERT INTO keyed SELECT i, i % 3, 0 FROM generate_series(1, 30) i;
+CREATE TABLE keyless (g int, v int); CREATE INDEX ON keyless (g);
+CREATE TABLE uniq (u int UNIQUE, v int); INSERT INTO uniq VALUES (1, 0), (2, 0);
+"""
+PATHS = {
+    "any": "",
+    "index": "SET enable_seqscan = off",
+    "sequential": "SET enable_indexscan = off; SET enable_indexonlyscan = off",
+}
+# read, write; {me} and {other} are 1 and 2, or 2 and 1
+CASES = {
+    "sum": ("SELECT sum(v) FROM keyed", "UPDATE keyed SET v = v + 1 WHERE id = {me}"),
+    "count of matches": ("SELECT count(*) FROM keyed WHERE v = 0", "UPDATE keyed SET v = 1 WHERE id = {me}"),
+    "one key": ("SELECT v FROM keyed WHERE id = {other}", "UPDATE keyed SET v = v + 1 WHERE id = {me}"),
+    "empty range": (
+        "SELECT count(*) FROM keyed WHERE id BETWEEN 100 AND 200",
+        "INSERT INTO keyed VALUES (150 + {me}, 0, 0)",
+    ),
+    "absent key": ("SELECT v FROM keyed WHERE id = 150 + {other}", "INSERT INTO keyed VALUES (150 + {me}, 0, 0)"),
+    "list": ("SELECT count(*) FROM keyed WHERE id IN (150, 151)", "INSERT INTO keyed VALUES (149 + {me}, 0, 0)"),
+    "secondary index": ("SELECT count(*) FROM keyed WHERE g = 7", "INSERT INTO keyed VALUES (300 + {me}, 7, 0)"),
+    "index only": ("SELECT g FROM keyed WHERE g > 6", "UPDATE keyed SET g = 8 WHERE id = {me}"),
+    "exists": (
+        "SELECT EXISTS (SELECT FROM keyed WHERE id = 150 + {other})",
+        "INSERT INTO keyed VALUES (150 + {me}, 0, 0)",
+    ),
+    "join": (
+        "SELECT count(*) FROM keyed a JOIN keyed b ON a.id = b.v WHERE a.id > 100",
+        "INSERT INTO keyed VALUES (100 + {me}, 0, 101)",
+    ),
+    "maximum": ("SELECT max(id) FROM keyed", "INSERT INTO keyed VALUES (1000 + {me}, 0, 0)"),
+    "table without key": ("SELECT count(*) FROM keyless", "INSERT INTO keyless VALUES ({me}, 0)"),
+    "its index": ("SELECT count(*) FROM keyless WHERE g = 5", "INSERT INTO keyless VALUES (5, 0)"),
+    "not in": (
+        "SELECT count(*) FROM keyed WHERE id NOT IN (SELECT g FROM keyless)",
+        "INSERT INTO keyless VALUES ({me}, 0)",
+    ),
+    "unique key": ("SELECT v FROM uniq WHERE u = {other}", "UPDATE uniq SET v = v + 1 WHERE u = {me}"),
+    "unique range": (
+        "SELECT count(*) FROM uniq WHERE u BETWEEN 100 AND 200",
+        "INSERT INTO uniq VALUES (150 + {me}, 0)",
+    ),
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("level", ["SERIALIZABLE", "REPEATABLE READ"])
+@pytest.mark.parametrize("case", CASES)
+def test_write_skew(australis: Server, case: str, level: str, path: str) -> None:
+    read, write = CASES[case]
+    outcomes: list[str | None] = []
+    with australis.connect() as one, australis.connect() as two:
+        one.execute(SETUP.encode())
+        two.execute("SET search_path = ser")
+        sessions = ((one, 1, 2), (two, 2, 1))
+        for session, me, other in sessions:
+            if PATHS[path]:
+                session.execute(PATHS[path].encode())
+            session.execute(f"BEGIN ISOLATION LEVEL {level}".encode())
+            session.execute(read.format(me=me, other=other).encode())
+        for session, me, other in sessions:
+            session.execute(write.format(me=me, other=other).encode())
+        for session, _, _ in sessions:
+            try:
+                session.execute("COMMIT")
+                outcomes.append(None)
+            except psycopg.Error as error:
+                outcomes.append(error.sqlstate)
+        one.execute("DROP SCHEMA ser CASCADE")
+    assert outcomes == [None, "40001" if level == "SERIALIZABLE" else None]
