@@ -86,6 +86,7 @@ typedef struct AuScan
 	CommandId	curcid;
 	bool		counted;		/* in pgstat */
 	ReadCounts	reads;			/* rescans included */
+	uint64		counted_bytes;	/* of them, in pg_statio */
 
 	/* where we are */
 	int			current;		/* range number; -1 or nranges: off the end */
@@ -1108,6 +1109,7 @@ au_index_endscan(IndexScanDesc scan)
 
 	/* what it points to goes */
 	au_fetched_row.valid = false;
+	au_count_pages(scan->indexRelation, &so->reads, &so->counted_bytes);
 	leave_range(so);
 	if (so->slot != NULL)
 		ExecDropSingleTupleTableSlot(so->slot);

@@ -12,8 +12,8 @@
  * What must hold: the index by which a table is organised has no entries of
  * its own, so that pg_total_relation_size() counts no row twice.  Every index
  * counts at least one page, as btree's first: no index is of size 0.
- * Rows of a transaction that has not committed are not in storage and not
- * counted, unless they were ingested.
+ * What the own transaction loads is counted, what others have not committed is
+ * not, unless it was ingested.
  *
  * If storage does not answer, the function fails with its error.
  *
@@ -45,6 +45,7 @@ stored_bytes(RelId relid)
 	int64		bytes;
 
 	au_read_stats(relid, &rows, &bytes);
+	au_wb_estimate(relid, &rows, &bytes);
 	return (Max(bytes, 0) + BLCKSZ - 1) / BLCKSZ * BLCKSZ;
 }
 

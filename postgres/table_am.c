@@ -800,7 +800,7 @@ tuple_update(Relation rel, ItemPointer otid, TupleTableSlot *slot, CommandId cid
 	au_tid_assign(&slot->tts_tid, as_bytes(key), version, true);
 	slot->tts_tableOid = RelationGetRelid(rel);
 	mark_written(slot, version);
-	pgstat_count_heap_update(rel, false, false);
+	pgstat_count_heap_update(rel, *update_indexes == TU_None, false);
 	return TM_Ok;
 }
 

@@ -46,6 +46,7 @@ SELECT txid_current() = ${tx} AS stable;
 COMMIT;
 SELECT txid_current() > ${tx} AS grows;
 SELECT txid_status(${tx});
+--@ smoke
 SELECT age(xmin) >= 0 FROM t WHERE id = 1;
 UPDATE t SET ctid = '(0,1)';
 SELECT t.ctid, t.xmin FROM nope t;
