@@ -87,12 +87,16 @@ class OsFiles:
         return path.stat().st_size
 
     def create_zeroed(self, path: Path, size: int) -> None:
-        """Write zeros rather than fallocate: unwritten extents would cost metadata at every later write."""
+        """Write zeros rather than fallocate: unwritten extents would cost metadata at every later write.
+
+        Synced piece by piece: commits that are written meanwhile wait for one piece at most, not for all of it.
+        """
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             at = 0
             while at < size:
                 at += os.pwrite(fd, memoryview(_ZEROS)[: size - at], at)
+                os.fdatasync(fd)
             os.fsync(fd)
         except OSError:
             os.unlink(path)  # half a segment must not keep the disk full
