@@ -24,6 +24,7 @@
 #include <time.h>
 
 #include "access/genam.h"
+#include "access/twophase.h"
 #include "access/xact.h"
 #include "catalog/storage.h"
 #include "commands/tablecmds.h"
@@ -1140,7 +1141,8 @@ xact_callback(XactEvent event, void *arg)
 				pre_commit();
 			break;
 		case XACT_EVENT_PRE_PREPARE:
-			if (!au_wb_is_empty())
+			/* with none allowed PostgreSQL says so itself */
+			if (max_prepared_xacts > 0 && !au_wb_is_empty())
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 						 errmsg("cannot PREPARE a transaction that has written tables of the cluster")));

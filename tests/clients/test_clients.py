@@ -18,7 +18,10 @@ PROGRAMS = {
     "use_psycopg": "psycopg",
     "use_asyncpg": "asyncpg",
     "use_sqlalchemy": "sqlalchemy",
+    "use_xmin": "sqlalchemy",
     "use_django": "django",
+    "use_pg8000": "pg8000",
+    "use_psycopg2": "psycopg2",
 }
 SECONDS = 120
 

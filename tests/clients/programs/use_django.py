@@ -100,8 +100,35 @@ def use() -> None:
         update_conflicts=True, unique_fields=["sku"], update_fields=["title"],
     )  # fmt: skip
     print("products", Product.objects.count(), Product.objects.get(sku="sku1").title)
+    nested(Product)
     print("deleted", Customer.objects.filter(id__lte=3).delete())
     print("streamed", sum(1 for _ in Customer.objects.order_by("name").iterator(chunk_size=10)))
+
+
+def nested(model: type) -> None:
+    """Savepoints in savepoints: the inner one's end decides for itself, the outer one's for both."""
+    from django.db import transaction
+
+    objects = model.objects  # type: ignore[attr-defined]
+    with transaction.atomic():
+        objects.create(sku="outer", title="outer", price=1)
+        for n in range(3):
+            try:
+                with transaction.atomic():
+                    objects.create(sku=f"inner{n}", title="inner", price=n)
+                    with transaction.atomic():
+                        objects.filter(sku="outer").update(price=n)
+                    if n == 1:
+                        raise ValueError
+            except ValueError:
+                print("inner rolled back", objects.get(sku="outer").price)
+    try:
+        with transaction.atomic():
+            objects.filter(sku__startswith="inner").delete()
+            raise ValueError
+    except ValueError:
+        print("nested", list(objects.filter(title__in=("inner", "outer")).order_by("sku").values_list("sku", "price")))
+    objects.filter(title__in=("inner", "outer")).delete()
 
 
 def negative(model: type) -> None:
