@@ -205,12 +205,12 @@ def evaluate(
     same = output in candidates
     different: list[DifferentBlock] = []
     if not same and candidates:
-        different = min((differing_blocks(cutter(c), blocks) for c in candidates), key=len)
+        different = min((differing_blocks(cutter(c), blocks, name) for c in candidates), key=len)
     result = FileResult(name, seconds, same, None, len(blocks), different)
     if reference is not None:
         result.same_as_stock = output == reference
         if not result.same_as_stock:
-            result.different_from_stock = differing_blocks(cutter(reference), blocks)
+            result.different_from_stock = differing_blocks(cutter(reference), blocks, name)
     return result
 
 
