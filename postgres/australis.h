@@ -24,7 +24,8 @@
  *	  messages.c	 msgpack, framing; client.c: sockets, waiting
  *	  ddl_capture.c, ddl_apply.c  catalog effects out and in
  *	  sequence.c	 durable bounds of sequences
- *	  utility.c		 ProcessUtility hook; planner.c: planner hooks
+ *	  utility.c		 ProcessUtility hook; planner.c: planner hooks;
+ *					 schema_locks.c: schema changes wait for each other
  *	  session.c		 taking over a client's socket from the router
  *	  explain.c		 storage reads in EXPLAIN; size_functions.c: relation sizes
  *
