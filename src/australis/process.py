@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import platform
 import signal
+import struct
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -20,6 +22,12 @@ import uvloop
 from australis.errors import AustralisError
 
 _PR_SET_PDEATHSIG = 1
+
+SLICE_NANOSECONDS = 100_000
+"""Scheduler's slice of a service's threads (Linux 6.12 and later; older kernels ignore it)."""
+
+_SCHED_ATTR = struct.Struct("=IIQiIQQQII")
+_SCHED_SYSCALLS = {"x86_64": (314, 315), "aarch64": (274, 275)}  # sched_setattr, sched_getattr
 
 
 def die_with_parent(parent: int | None) -> None:
@@ -47,6 +55,29 @@ def tune() -> None:
     gc.set_threshold(50_000, 20, 1000)
     # The journal's writer must get the interpreter soon after a write has ended, also while the loop is busy.
     sys.setswitchinterval(0.0002)
+    _ask_for_short_slices()
+
+
+def _ask_for_short_slices() -> None:
+    """Let the scheduler run our threads soon after they wake, for less time each: the same share, less waiting.
+
+    A commit wakes four processes one after the other; on a busy machine most of its latency is waiting for a processor.
+    It is a hint: where it cannot be given, nothing else changes.
+    """
+    numbers = _SCHED_SYSCALLS.get(platform.machine())
+    if numbers is None:
+        return
+    set_attributes, get_attributes = numbers
+    call = ctypes.CDLL(None).syscall
+    size = _SCHED_ATTR.size
+    for thread in [int(name) for name in os.listdir("/proc/self/task")]:
+        buffer = ctypes.create_string_buffer(size)
+        if call(get_attributes, thread, buffer, size, 0) != 0:
+            continue
+        fields = list(_SCHED_ATTR.unpack(buffer.raw))
+        if fields[1] == os.SCHED_OTHER:
+            fields[0], fields[5] = size, SLICE_NANOSECONDS
+            call(set_attributes, thread, _SCHED_ATTR.pack(*fields), 0)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]], name: str) -> int:
