@@ -358,3 +358,17 @@ def test_ranges_are_answered_in_bounded_time(monkeypatch: pytest.MonkeyPatch) ->
     assert table.range_conflict(key(1, REL + 2), key(9, REL + 2), 0) is None, "nobody wrote to this relation"
     assert table.range_conflict(key(500), key(600), 97) is None
     assert table.range_conflict(key(500), key(600), 50) is not None, "too much to look at: the relation's last write"
+
+
+def test_a4_many_keys_are_decided_like_few() -> None:
+    """Large write sets take another path: it must find the one key among them that conflicts, whatever its mode."""
+    for others in (3, 4):  # all of one mode; blind entries among them
+        for latest, mode in ((3, 0), (2, 1), (0, 3), (1, 2)):
+            table = ConflictTable(0)
+            table.record([key(7)], bytes([latest]), 10)
+            numbers = [number for number in range(600) if number != 7]
+            keys, modes = [key(n) for n in numbers], bytes(mode if n % 2 or others == 3 else 4 for n in numbers)
+            assert table.conflict(keys, modes, 5) is None
+            assert table.conflict([*keys, key(7)], modes + bytes([mode]), 5) == key(7)
+            assert table.conflict([*keys, key(7)], modes + bytes([mode]), 10) is None
+            assert table.conflict([*keys, key(7)], modes + b"\x04", 5) is None
