@@ -746,13 +746,24 @@ note_changed(Capture *capture, Oid relid)
 		(void) hash_search(capture->changed, &relid, HASH_ENTER, NULL);
 }
 
-/* The outcome depends on the rows that relid had as of tau_start. */
+/*
+ * The outcome depends on the rows that relid had as of tau_start.  Those of a
+ * partitioned table are written under the names of its partitions.
+ */
 static void
 note_depends(Capture *capture, Oid relid)
 {
-	if (relid >= FirstNormalObjectId && !created_here(capture, relid) &&
-		!object_is_temp(capture, RelationRelationId, relid))
-		(void) hash_search(capture->depends, &relid, HASH_ENTER, NULL);
+	List	   *oids = list_make1_oid(relid);
+
+	if (get_rel_relkind(relid) == RELKIND_PARTITIONED_TABLE)
+		oids = find_all_inheritors(relid, NoLock, NULL);
+	foreach_oid(oid, oids)
+	{
+		if (oid >= FirstNormalObjectId && !created_here(capture, oid) &&
+			!object_is_temp(capture, RelationRelationId, oid))
+			(void) hash_search(capture->depends, &oid, HASH_ENTER, NULL);
+	}
+	list_free(oids);
 }
 
 /* Tables with columns of a domain, or of a type made of it. */
@@ -1001,7 +1012,9 @@ name_relations(Capture *capture)
 
 								if (OidIsValid(def) && def != child)
 								{
-									note_changed(capture, def);
+									/* its partitions' bounds changed with it */
+									foreach_oid(oid, find_all_inheritors(def, NoLock, NULL))
+										note_changed(capture, oid);
 									note_depends(capture, def);
 								}
 							}
