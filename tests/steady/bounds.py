@@ -73,7 +73,7 @@ def bounds(snapshot_bytes: int) -> list[Bound]:
         Bound("catalogs", 0.2, 2 << 20, lambda s: s.catalog),
         Bound("memory", 0.08, 12 << 20, lambda s: s.pss),
         Bound("history", 0.3, 5000, lambda s: s.history),
-        Bound("lag", 1.0, 0.05, lambda s: s.lag),
+        Bound("lag", 0.5, 0.05, lambda s: s.lag),
     ]
 
 
