@@ -144,7 +144,7 @@ def svg(results: Sequence[Result], document: Mapping[str, Any]) -> str:
         label = f"{r.ratio:.2f}" + (
             f"  ({r.extra_ms:+.2f} ms)" if r.workload.most_extra_ms and r.extra_ms is not None else ""
         )
-        out.append(f'<text x="{max(x(r.ratio), high) + 8:.1f}" y="{y + 17}" fill="#1f2430">{label}</text>')
+        out.append(f'<text x="{LEFT + BAR + 14}" y="{y + 17}" fill="#1f2430">{label}</text>')
     bottom = top + ROW * len(results)
     out.append(f'<path d="M{x(1.0):.1f} {top}V{bottom}" stroke="#1f2430" stroke-dasharray="3 3"/>')
     disk = document["disk_latency_ms"]["before"]
