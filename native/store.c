@@ -42,6 +42,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "leaf.h"
 #include "lmdb.h"
 #include "store.h"
 
@@ -286,18 +287,51 @@ entry_size(size_t key_len, size_t value_len)
 	return sizeof(StoreEntry) + STORE_ALIGN(key_len) + STORE_ALIGN(value_len);
 }
 
+/*
+ * Copy and pad with zeros to a multiple of 8.  Keys and rows are mostly short:
+ * words cost less than a call.
+ */
 static inline void
-put_padded(uint8_t *p, const void *data, size_t len)
+put_padded(uint8_t *p, const uint8_t *data, size_t len)
 {
-	size_t		padded = STORE_ALIGN(len);
+	if (len <= 256)
+	{
+		uint64_t	word;
+		uint32_t	half = 0;
+		uint16_t	quarter = 0;
 
-	if (padded > len)
-		memset(p + padded - 8, 0, 8);
-	memcpy(p, data, len);
+		for (; len >= 8; len -= 8, p += 8, data += 8)
+		{
+			memcpy(&word, data, 8);
+			memcpy(p, &word, 8);
+		}
+		if (len == 0)
+			return;
+		word = 0;
+		if (len & 1)
+			word = data[len - 1];
+		if (len & 2)
+		{
+			memcpy(&quarter, data + (len & 4), 2);
+			word = (word << 16) | quarter;
+		}
+		if (len & 4)
+		{
+			memcpy(&half, data, 4);
+			word = (word << 32) | half;
+		}
+		memcpy(p, &word, 8);
+	}
+	else
+	{
+		if (len % 8 != 0)
+			memset(p + STORE_ALIGN(len) - 8, 0, 8);
+		memcpy(p, data, len);
+	}
 }
 
-static StoreStatus
-append_entry(StoreBuffer *batch, const void *key, size_t key_len, const Version *version)
+static inline StoreStatus
+append_entry(StoreBuffer *batch, const uint8_t *key, size_t key_len, const Version *version)
 {
 	StoreEntry	head;
 	size_t		size = entry_size(key_len, version->len);
@@ -311,8 +345,8 @@ append_entry(StoreBuffer *batch, const void *key, size_t key_len, const Version 
 	p = batch->data + batch->len;
 	memcpy(p, &head, sizeof(head));
 	p += sizeof(head);
-	put_padded(p, key, key_len);
-	put_padded(p + STORE_ALIGN(key_len), version->value, version->len);
+	put_padded(p, version->value, version->len);
+	put_padded(p + STORE_ALIGN(version->len), key, key_len);
 	batch->len += size;
 	return STORE_OK;
 }
@@ -1043,35 +1077,93 @@ store_get_many(StoreReader *reader, const StoreBytes *keys, size_t n, int64_t ta
 	return status;
 }
 
-StoreStatus
-store_scan_batch(StoreReader *reader, StoreBytes lo, StoreBytes hi, bool backward, int64_t tau,
-				 size_t max_rows, size_t max_bytes, StoreBuffer *batch, bool *more)
+/* What a scan has been asked for and how far it is. */
+typedef struct Scan
 {
-	MDB_cursor *cursor = reader->cursor;
-	MDB_cursor_op step = backward ? MDB_PREV : MDB_NEXT;
-	size_t		start = batch->len;
-	size_t		rows = 0;
-	unsigned	examined = 0;
-	MDB_val		k,
-				v;
-	StoreStatus status = read_begin_at(reader, tau);
+	StoreReader *reader;
+	StoreBytes	lo;
+	StoreBytes	hi;
+	uint64_t	hi_prefix;		/* of a bound of 8 bytes: ends of relations are */
+	bool		backward;
+	int64_t		tau;
+	size_t		max_rows;
+	size_t		max_bytes;
+	StoreBuffer *batch;
+	size_t		start;
+	size_t		rows;
+	unsigned	examined;
+	bool		more;
+	StoreStatus status;
+} Scan;
+
+/* Take a version into the batch if it is to be seen; false: the scan ends. */
+static inline bool
+scan_take(Scan *scan, const uint8_t *key, size_t key_len, const MDB_val *data)
+{
+	Version		version;
+	bool		found;
+
+	if (scan->backward)
+	{
+		if (compare(key, key_len, scan->lo.data, scan->lo.len) < 0)
+			return false;
+	}
+	else if (scan->hi.len == 8 && key_len >= 8)
+	{
+		if (load_be64(key) >= scan->hi_prefix)
+			return false;
+	}
+	else if (scan->hi.len > 0 && compare(key, key_len, scan->hi.data, scan->hi.len) >= 0)
+		return false;
+	if (scan->rows >= scan->max_rows)
+	{
+		scan->more = true;
+		return false;
+	}
+	if (++scan->examined % INTERRUPT_EVERY == 0 && scan->reader->interrupt && *scan->reader->interrupt)
+	{
+		scan->status = fail(STORE_INTERRUPTED, "interrupted");
+		return false;
+	}
+	if (!parse_version(data, &version))
+	{
+		scan->status = bad_version();
+		return false;
+	}
+	if (version.tau <= scan->tau)
+		found = version.flags == FLAG_VALUE;
+	else if ((scan->status = version_at(scan->reader, key, key_len, scan->tau, &version, &found)) != STORE_OK)
+		return false;
+	if (!found)
+		return true;
+	if (scan->rows > 0 && scan->batch->len - scan->start + entry_size(key_len, version.len) > scan->max_bytes)
+	{
+		scan->more = true;
+		return false;
+	}
+	scan->status = append_entry(scan->batch, key, key_len, &version);
+	scan->rows++;
+	return scan->status == STORE_OK;
+}
+
+/* Go over the range; returns LMDB's last code. */
+static int
+scan_range(Scan *scan, MDB_cursor *cursor)
+{
+	MDB_cursor_op step = scan->backward ? MDB_PREV : MDB_NEXT;
+	MDB_val		k = val(scan->lo.data, scan->lo.len);
+	MDB_val		v;
+	LeafNode	nodes[LEAF_NODES];
 	int			rc;
 
-	*more = false;
-	if (status != STORE_OK)
-		return status;
-	rc = mdb_cursor_renew(reader->txn, cursor);
-	if (rc == 0 && !backward)
-	{
-		k = val(lo.data, lo.len);
-		rc = mdb_cursor_get(cursor, &k, &v, lo.len > 0 ? MDB_SET_RANGE : MDB_FIRST);
-	}
-	else if (rc == 0)
+	if (!scan->backward)
+		rc = mdb_cursor_get(cursor, &k, &v, scan->lo.len > 0 ? MDB_SET_RANGE : MDB_FIRST);
+	else
 	{
 		rc = MDB_NOTFOUND;
-		if (hi.len > 0)
+		if (scan->hi.len > 0)
 		{
-			k = val(hi.data, hi.len);
+			k = val(scan->hi.data, scan->hi.len);
 			rc = mdb_cursor_get(cursor, &k, &v, MDB_SET_RANGE);
 			if (rc == 0)
 				rc = mdb_cursor_get(cursor, &k, &v, MDB_PREV);
@@ -1083,48 +1175,50 @@ store_scan_batch(StoreReader *reader, StoreBytes lo, StoreBytes hi, bool backwar
 	}
 	for (; rc == 0; rc = mdb_cursor_get(cursor, &k, &v, step))
 	{
-		Version		version;
-		bool		found;
+		size_t		n;
 
-		if (backward ? compare(k.mv_data, k.mv_size, lo.data, lo.len) < 0 :
-			hi.len > 0 && compare(k.mv_data, k.mv_size, hi.data, hi.len) >= 0)
+		if (!scan_take(scan, k.mv_data, k.mv_size, &v))
 			break;
-		if (rows >= max_rows)
-		{
-			*more = true;
-			break;
-		}
-		if (++examined % INTERRUPT_EVERY == 0 && reader->interrupt && *reader->interrupt)
-		{
-			status = fail(STORE_INTERRUPTED, "interrupted");
-			break;
-		}
-		if (!parse_version(&v, &version))
-		{
-			status = bad_version();
-			break;
-		}
-		if (version.tau <= tau)
-			found = version.flags == FLAG_VALUE;
-		else if ((status = version_at(reader, k.mv_data, k.mv_size, tau, &version, &found)) != STORE_OK)
-			break;
-		if (!found)
+		if (scan->backward)
 			continue;
-		if (rows > 0 && batch->len - start + entry_size(k.mv_size, version.len) > max_bytes)
+		/* what follows on the same page, without a call for each */
+		n = scan->max_rows - scan->rows;
+		n = leaf_rest(cursor, nodes, n < LEAF_NODES ? n : LEAF_NODES);
+		for (size_t i = 0; i < n; i++)
 		{
-			*more = true;
-			break;
+			if (!scan_take(scan, nodes[i].key, nodes[i].key_len, &nodes[i].data))
+				return 0;
 		}
-		if ((status = append_entry(batch, k.mv_data, k.mv_size, &version)) != STORE_OK)
-			break;
-		rows++;
 	}
-	if (rc != 0 && rc != MDB_NOTFOUND)
-		status = lmdb_fail(rc, "cannot read the store");
-	read_end(reader);
+	return rc;
+}
+
+StoreStatus
+store_scan_batch(StoreReader *reader, StoreBytes lo, StoreBytes hi, bool backward, int64_t tau,
+				 size_t max_rows, size_t max_bytes, StoreBuffer *batch, bool *more)
+{
+	Scan		scan = {
+		.reader = reader, .lo = lo, .hi = hi, .backward = backward, .tau = tau, .max_rows = max_rows,
+		.max_bytes = max_bytes, .batch = batch, .start = batch->len, .status = STORE_OK
+	};
+	StoreStatus status = read_begin_at(reader, tau);
+	int			rc;
+
+	*more = false;
 	if (status != STORE_OK)
-		batch->len = start;
-	return status;
+		return status;
+	if (hi.len == 8)
+		scan.hi_prefix = load_be64(hi.data);
+	rc = mdb_cursor_renew(reader->txn, reader->cursor);
+	if (rc == 0)
+		rc = scan_range(&scan, reader->cursor);
+	if (rc != 0 && rc != MDB_NOTFOUND)
+		scan.status = lmdb_fail(rc, "cannot read the store");
+	read_end(reader);
+	if (scan.status != STORE_OK)
+		batch->len = scan.start;
+	*more = scan.more;
+	return scan.status;
 }
 
 #define STATS_KEY_LEN 14

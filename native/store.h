@@ -84,16 +84,15 @@ typedef struct StoreEntry
 	uint32_t	key_len;
 	uint32_t	value_len;
 	int64_t		tau;
-	/* key, padding to 8, value, padding to 8 */
+	/* value, padding to 8, key, padding to 8 */
 } StoreEntry;
 
 #define STORE_NO_VALUE		0xFFFFFFFFu
 #define STORE_ALIGN(n)		(((size_t) (n) + 7) & ~(size_t) 7)
-#define STORE_ENTRY_KEY(e)	 ((const uint8_t *) ((e) + 1))
-#define STORE_ENTRY_VALUE(e) (STORE_ENTRY_KEY(e) + STORE_ALIGN((e)->key_len))
-#define STORE_ENTRY_SIZE(e) \
-	(sizeof(StoreEntry) + STORE_ALIGN((e)->key_len) + \
-	 ((e)->value_len == STORE_NO_VALUE ? 0 : STORE_ALIGN((e)->value_len)))
+#define STORE_ENTRY_VALUE(e) ((const uint8_t *) ((e) + 1))
+#define STORE_ENTRY_KEY(e) \
+	(STORE_ENTRY_VALUE(e) + ((e)->value_len == STORE_NO_VALUE ? 0 : STORE_ALIGN((e)->value_len)))
+#define STORE_ENTRY_SIZE(e) ((size_t) (STORE_ENTRY_KEY(e) - (const uint8_t *) (e)) + STORE_ALIGN((e)->key_len))
 
 #define STORE_MAX_KEY		1960
 #define STORE_MAP_SIZE		((size_t) 1 << 40)

@@ -138,6 +138,8 @@ extern void au_key_check_length(StringInfo buf, Relation rel);
 extern TupleTableSlotOps TTSOpsAustralis;
 extern void au_row_init(void);
 
+#define AU_BATCH_HEADER 16		/* in front of a value that was read (docs/formats.md, section 5) */
+
 typedef struct AustralisTupleTableSlot
 {
 	MinimalTupleTableSlot base;
@@ -158,6 +160,13 @@ extern MinimalTuple au_row_to_minimal(Bytes image, uint32 *xmin);
 
 /* Store a row image into a slot (any ops; fast for ours). Copies. */
 extern void au_row_store(Bytes image, TupleTableSlot *slot, bool own);
+
+/*
+ * The same for an entry of a batch, whose header and image header become the
+ * tuple's: the slot shows the batch, which must stay until it shows something
+ * else, and the entry is none any more but for its key.
+ */
+extern void au_row_store_in_place(Bytes image, TupleTableSlot *slot);
 
 /* ---------------------------------------------------------- write_buffer.c */
 
@@ -275,6 +284,9 @@ extern void au_tid_reset(void);
 /* Does the running executor need TIDs to stay valid (ModifyTable, row marks)? */
 extern bool au_tid_keep;
 
+/* Does nobody ever ask for the TIDs of its sequential scans? */
+extern bool au_tid_unnamed;
+
 /* Do rows inserted by it need lasting TIDs (MERGE, writable CTEs, RETURNING)? */
 extern bool au_tid_keep_inserted;
 
@@ -294,6 +306,22 @@ typedef struct KeyEntry
 	Tau			tau;			/* of a storage version */
 } KeyEntry;
 
+/*
+ * The entry of a batch of storage that begins at p (docs/formats.md, section
+ * 5); returns where the next one begins.
+ */
+static inline char *
+au_batch_entry(char *p, KeyEntry *entry)
+{
+	memcpy(&entry->key.len, p, 4);
+	memcpy(&entry->value.len, p + 4, 4);
+	memcpy(&entry->tau, p + 8, 8);
+	entry->value.data = (uint8 *) p + AU_BATCH_HEADER;
+	entry->key.data = entry->value.data + TYPEALIGN(8, entry->value.len);
+	entry->version = NULL;
+	return (char *) entry->key.data + TYPEALIGN(8, entry->key.len);
+}
+
 typedef struct KeyScan KeyScan;
 
 /*
@@ -303,6 +331,8 @@ typedef struct KeyScan KeyScan;
  */
 extern KeyScan *au_key_scan_begin(Bytes lo, Bytes hi, CommandId curcid);
 extern bool au_key_scan_next(KeyScan *scan, ScanDirection dir, KeyEntry *entry);
+extern bool au_key_scan_next_stored(KeyScan *scan, KeyEntry *entry);
+extern bool au_key_scan_backward(const KeyScan *scan);
 
 /* Continue after (forward) or before (backward) key; key itself excluded. */
 extern void au_key_scan_seek(KeyScan *scan, Bytes key);

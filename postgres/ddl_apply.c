@@ -88,7 +88,6 @@
 #define READ_BYTES (4 * 1024 * 1024)
 #define BATCH_RECORDS 256		/* records per local transaction */
 #define BATCH_LOCKS 2000
-#define BATCH_HEADER 16			/* docs/formats.md, section 5 */
 #define LOCK_PATIENCE_MS 100	/* PROTOCOL Q4 */
 #define RETRY_MS 200			/* pause after a failed applier, doubled each time */
 #define RETRY_MAX_MS 5000
@@ -1015,6 +1014,7 @@ skip_used_storage_ids(Tau tau)
 					buf;
 		bool		more;
 		uint32		number;
+		KeyEntry	entry;
 
 		initStringInfo(&lo);
 		initStringInfo(&hi);
@@ -1023,10 +1023,11 @@ skip_used_storage_ids(Tau tau)
 		au_key_append_relid(&hi, ((RelId) database + 1) << 32);
 		au_read_range((Bytes) {(uint8 *) lo.data, lo.len}, (Bytes) {(uint8 *) hi.data, hi.len},
 					  true, tau, 1, READ_BYTES, &buf, &more);
-		if (buf.len < BATCH_HEADER + 8)
+		if (buf.len == 0)
 			continue;
 		/* key: database oid BE4, relfilenumber BE4, ... */
-		memcpy(&number, buf.data + BATCH_HEADER + 4, 4);
+		(void) au_batch_entry(buf.data, &entry);
+		memcpy(&number, entry.key.data + 4, 4);
 		number = pg_ntoh32(number);
 		if (number < PG_UINT32_MAX)
 			advance_next_oid(number + 1);
@@ -1088,21 +1089,18 @@ apply_available(void)
 		end = p + buf.len;
 		while (p < end)
 		{
-			uint32		key_len,
-						value_len;
+			KeyEntry	entry;
 			Tau			tau;
 			Bytes		value;
 			MpReader	r;
 
-			memcpy(&key_len, p, 4);
-			memcpy(&value_len, p + 4, 4);
-			memcpy(&tau, p + 8, 8);
-			if (key_len != 16)
+			p = (uint8 *) au_batch_entry((char *) p, &entry);
+			tau = entry.tau;
+			value = entry.value;
+			if (entry.key.len != 16)
 				ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED), errmsg("malformed key in the DDL log")));
-			memcpy(&be, p + BATCH_HEADER + 8, 8);
+			memcpy(&be, entry.key.data + 8, 8);
 			n = (int64) pg_ntoh64(be);
-			value = (Bytes) {p + BATCH_HEADER + TYPEALIGN(8, key_len), value_len};
-			p += BATCH_HEADER + TYPEALIGN(8, key_len) + TYPEALIGN(8, value_len);
 
 			if (n <= au_ddl_applied())
 				continue;

@@ -130,11 +130,10 @@ remember(KeyScan *s, StringInfo to, Bytes key)
 static inline Bytes
 key_at(KeyScan *s, int offset)
 {
-	Bytes		key;
+	KeyEntry	e;
 
-	memcpy(&key.len, s->batch.data + offset, 4);
-	key.data = (uint8 *) s->batch.data + offset + 16;
-	return key;
+	(void) au_batch_entry(s->batch.data + offset, &e);
+	return e.key;
 }
 
 /* The last key, kept apart from the batch. */
@@ -221,27 +220,44 @@ fetch(KeyScan *s)
 static inline bool
 peek_storage(KeyScan *s, KeyEntry *e, int *next_offset)
 {
-	uint32		klen,
-				vlen;
-	const uint8 *p;
-
 	while (!s->have_batch || s->offset >= s->batch.len)
 	{
 		if (s->have_batch && !s->more)
 			return false;
 		fetch(s);
 	}
-	p = (const uint8 *) s->batch.data + s->offset;
-	memcpy(&klen, p, 4);
-	memcpy(&vlen, p + 4, 4);
-	memcpy(&e->tau, p + 8, 8);
-	e->key.data = p + 16;
-	e->key.len = klen;
-	e->value.data = p + 16 + TYPEALIGN(8, klen);
-	e->value.len = vlen;
-	e->version = NULL;
-	*next_offset = s->offset + 16 + TYPEALIGN(8, klen) + TYPEALIGN(8, vlen);
+	*next_offset = au_batch_entry(s->batch.data + s->offset, e) - s->batch.data;
 	return true;
+}
+
+/*
+ * The same for a scan that goes forward while the transaction has written
+ * nothing, as most do: only storage is looked at.
+ */
+bool
+au_key_scan_next_stored(KeyScan *s, KeyEntry *entry)
+{
+	int			next_offset;
+
+	Assert(au_wb_is_empty() && !s->backward);
+	if (s->ended)
+		return false;
+	if (!peek_storage(s, entry, &next_offset))
+	{
+		s->ended = true;
+		return false;
+	}
+	s->last_offset = s->consumed = s->offset;
+	s->offset = next_offset;
+	s->started = true;
+	s->counts->rows++;
+	return true;
+}
+
+bool
+au_key_scan_backward(const KeyScan *s)
+{
+	return s->backward;
 }
 
 /*
@@ -395,8 +411,6 @@ au_key_lookup(Bytes key, CommandId curcid, KeyEntry *entry)
 	static StringInfoData buf = {0};
 	WbVersion  *v = au_wb_is_empty() ? NULL : au_wb_lookup(key, curcid);
 	uint64		relid;
-	uint32		klen,
-				vlen;
 
 	if (v)
 	{
@@ -429,14 +443,7 @@ au_key_lookup(Bytes key, CommandId curcid, KeyEntry *entry)
 	memcpy(&relid, key.data, 8);
 	if (!au_read_key(key, au_read_tau(pg_ntoh64(relid), curcid), &buf))
 		return false;
-	memcpy(&klen, buf.data, 4);
-	memcpy(&vlen, buf.data + 4, 4);
-	memcpy(&entry->tau, buf.data + 8, 8);
-	entry->key.data = (uint8 *) buf.data + 16;
-	entry->key.len = klen;
-	entry->value.data = (uint8 *) buf.data + 16 + TYPEALIGN(8, klen);
-	entry->value.len = vlen;
-	entry->version = NULL;
+	(void) au_batch_entry(buf.data, entry);
 	return true;
 }
 

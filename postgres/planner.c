@@ -20,6 +20,7 @@
 #include "australis.h"
 
 #include "access/sysattr.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "executor/executor.h"
 #include "lib/ilist.h"
@@ -36,6 +37,7 @@
  */
 #define PLAN_HAS_CTID		(1 << 30)
 #define PLAN_OF_CURSOR		(1 << 29)
+#define PLAN_WITHOUT_TIDS	(1 << 28)
 
 /* An executor between start and end, in its own memory. */
 typedef struct RunningQuery
@@ -79,6 +81,33 @@ mentions_ctid(Node *node, void *context)
 	return expression_tree_walker(node, mentions_ctid, context);
 }
 
+/*
+ * May something that is not in the tree yet ask for a ctid?  The body of a
+ * set-returning SQL function comes into it when it is planned.
+ */
+static bool
+has_hidden_query(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, RangeTblEntry))
+	{
+		RangeTblEntry *rte = (RangeTblEntry *) node;
+
+		return rte->rtekind == RTE_FUNCTION &&
+			expression_tree_walker((Node *) rte->functions, has_hidden_query, context);
+	}
+	if (IsA(node, FuncExpr))
+	{
+		FuncExpr   *call = (FuncExpr *) node;
+
+		return call->funcretset && call->funcid >= FirstNormalObjectId;
+	}
+	if (IsA(node, Query))
+		return query_tree_walker((Query *) node, has_hidden_query, context, QTW_EXAMINE_RTES_BEFORE);
+	return expression_tree_walker(node, has_hidden_query, context);
+}
+
 static PlannedStmt *
 plan(Query *parse, const char *query_string, int cursor_options, ParamListInfo params)
 {
@@ -100,6 +129,8 @@ plan(Query *parse, const char *query_string, int cursor_options, ParamListInfo p
 		/* what DECLARE CURSOR and PL/pgSQL's OPEN plan with */
 		if (cursor_options & CURSOR_OPT_FAST_PLAN)
 			flags |= PLAN_OF_CURSOR;
+		if (flags == 0 && !has_hidden_query((Node *) parse, NULL))
+			flags |= PLAN_WITHOUT_TIDS;
 	}
 	if (prev_planner)
 		result = prev_planner(parse, query_string, cursor_options, params);
@@ -219,9 +250,11 @@ run(QueryDesc *query, ScanDirection direction, uint64 count)
 {
 	bool		kept = au_tid_keep;
 	bool		kept_inserted = au_tid_keep_inserted;
+	bool		unnamed = au_tid_unnamed;
 
 	au_tid_keep = needs_tids(query->plannedstmt);
 	au_tid_keep_inserted = needs_inserted_tids(query->plannedstmt);
+	au_tid_unnamed = !au_tid_keep && (query->plannedstmt->jitFlags & PLAN_WITHOUT_TIDS) != 0;
 	PG_TRY();
 	{
 		if (prev_run)
@@ -233,6 +266,7 @@ run(QueryDesc *query, ScanDirection direction, uint64 count)
 	}
 	PG_FINALLY();
 	{
+		au_tid_unnamed = unnamed;
 		au_tid_keep = kept;
 		au_tid_keep_inserted = kept_inserted;
 	}

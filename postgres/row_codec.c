@@ -235,6 +235,44 @@ au_row_store(Bytes image, TupleTableSlot *slot, bool own)
 	aslot->show_own_xid = false;
 }
 
+/*
+ * The entry's header (16 bytes) and the image's (8) have the size of a heap
+ * tuple's header without NULLs, and the number of attributes is where that has
+ * it.
+ */
+void
+au_row_store_in_place(Bytes image, TupleTableSlot *slot)
+{
+	AustralisTupleTableSlot *aslot = (AustralisTupleTableSlot *) slot;
+	HeapTupleHeader tuple = (HeapTupleHeader) (image.data - AU_BATCH_HEADER);
+	MinimalTuple mtup = (MinimalTuple) ((char *) tuple + MINIMAL_TUPLE_OFFSET);
+	uint32		xmin;
+
+	StaticAssertStmt(MAXALIGN(SizeofHeapTupleHeader) == AU_BATCH_HEADER + ROW_HEADER,
+					 "a tuple's header takes the place of the two");
+	StaticAssertStmt(offsetof(HeapTupleHeaderData, t_infomask2) == AU_BATCH_HEADER + 2,
+					 "the number of attributes is where it is");
+	if (slot->tts_ops != &TTSOpsAustralis || image.len < ROW_HEADER || image.data[0] != ROW_VERSION ||
+		(image.data[1] & ROW_HAS_NULL) != 0)
+	{
+		au_row_store(image, slot, false);
+		return;
+	}
+	if (TTS_SHOULDFREE(slot))
+		ExecClearTuple(slot);
+	memcpy(&xmin, image.data + 4, 4);
+	tuple->t_infomask = (image.data[1] & ROW_HAS_VAR) ? HEAP_HASVARWIDTH : 0;
+	tuple->t_hoff = AU_BATCH_HEADER + ROW_HEADER;
+	tuple->t_bits[0] = 0;		/* padding: core compares whole tuples byte by byte */
+	memset((char *) mtup + sizeof(mtup->t_len), 0, offsetof(MinimalTupleData, t_infomask2) - sizeof(mtup->t_len));
+	mtup->t_len = AU_BATCH_HEADER + image.len - MINIMAL_TUPLE_OFFSET;
+	store_minimal(slot, mtup);
+	aslot->xmin = xmin;
+	aslot->xmax = InvalidTransactionId;
+	aslot->own = false;
+	aslot->show_own_xid = false;
+}
+
 static void
 au_slot_init(TupleTableSlot *slot)
 {

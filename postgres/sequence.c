@@ -261,15 +261,12 @@ read_bound(const BoundKey *key, Bound *bound, bool *is_called)
 	found = au_read_key((Bytes) {(uint8 *) k.data, k.len}, acked, &batch);
 	if (found)
 	{
-		uint32		key_len,
-					value_len;
+		KeyEntry	entry;
 		MpReader	r;
 
-		/* docs/formats.md, section 5 */
-		memcpy(&key_len, batch.data, 4);
-		memcpy(&value_len, batch.data + 4, 4);
-		r.p = (uint8 *) batch.data + 16 + TYPEALIGN(8, key_len);
-		r.end = r.p + value_len;
+		(void) au_batch_entry(batch.data, &entry);
+		r.p = entry.value.data;
+		r.end = r.p + entry.value.len;
 		(void) au_mp_read_array(&r);
 		bound->key = *key;
 		bound->bound = au_mp_read_int(&r);

@@ -36,7 +36,6 @@
 #include "utils/fmgrprotos.h"
 #include "utils/relcache.h"
 
-#define ENTRY_HEADER	16		/* docs/formats.md, section 5 */
 
 static int64
 stored_bytes(RelId relid)
@@ -67,6 +66,7 @@ stored_range(RelId first, RelId end)
 	for (;;)
 	{
 		RelId		relid;
+		KeyEntry	entry;
 		bool		more;
 
 		/* the first key of each relation, then on to the next relation */
@@ -77,7 +77,8 @@ stored_range(RelId first, RelId end)
 					  false, tau, 1, 1, &batch, &more);
 		if (batch.len == 0)
 			break;
-		memcpy(&relid, batch.data + ENTRY_HEADER, 8);
+		(void) au_batch_entry(batch.data, &entry);
+		memcpy(&relid, entry.key.data, 8);
 		relid = pg_ntoh64(relid);
 		total += stored_bytes(relid);
 		resetStringInfo(&lo);

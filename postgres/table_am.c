@@ -101,6 +101,7 @@ typedef struct ScanDesc
 {
 	TableScanDescData base;
 	KeyScan    *scan;
+	bool		unnamed;		/* its rows need no TIDs */
 	ReadCounts	reads;			/* rescans included */
 	uint64		counted_bytes;	/* of them, in pg_statio */
 	/* ANALYZE */
@@ -152,6 +153,7 @@ scan_begin(Relation rel, Snapshot snapshot, int nkeys, struct ScanKeyData *key,
 	scan->base.rs_parallel = pscan;
 	if (flags & (SO_TYPE_SEQSCAN | SO_TYPE_SAMPLESCAN))
 		pgstat_count_heap_scan(rel);
+	scan->unnamed = au_tid_unnamed && (flags & SO_TYPE_SEQSCAN) != 0;
 	start_scan(scan);
 	return &scan->base;
 }
@@ -190,13 +192,21 @@ scan_getnextslot(TableScanDesc sscan, ScanDirection direction, TupleTableSlot *s
 {
 	ScanDesc   *scan = (ScanDesc *) sscan;
 	KeyEntry	entry;
+	bool		in_place = scan->unnamed && au_wb_is_empty() && ScanDirectionIsForward(direction) &&
+		!au_key_scan_backward(scan->scan);
 
-	if (!au_key_scan_next(scan->scan, direction, &entry))
+	if (!(in_place ? au_key_scan_next_stored(scan->scan, &entry) : au_key_scan_next(scan->scan, direction, &entry)))
 	{
 		ExecClearTuple(slot);
 		return false;
 	}
-	store_entry(sscan->rs_rd, &entry, slot);
+	if (in_place)
+	{
+		au_row_store_in_place(entry.value, slot);
+		ItemPointerSetInvalid(&slot->tts_tid);
+	}
+	else
+		store_entry(sscan->rs_rd, &entry, slot);
 	pgstat_count_heap_getnext(sscan->rs_rd);
 	return true;
 }
@@ -289,16 +299,15 @@ fetch_target(Relation rel, ItemPointer tid, const TidTarget *target, TupleTableS
 	else
 	{
 		StringInfo	buf = scratch(SCRATCH_OLD);
-		uint32		klen;
+		KeyEntry	entry;
 
 		reads->trips++;
 		if (!au_read_key(target->key, au_read_tau(au_relid(rel), InvalidCommandId), buf))
 			return false;
 		reads->rows++;
 		reads->bytes += buf->len;
-		memcpy(&klen, buf->data, 4);
-		memcpy(&image.len, buf->data + 4, 4);
-		image.data = (uint8 *) buf->data + 16 + TYPEALIGN(8, klen);
+		(void) au_batch_entry(buf->data, &entry);
+		image = entry.value;
 	}
 	au_row_store(image, slot, target->version != NULL);
 	slot->tts_tid = saved;
@@ -492,10 +501,10 @@ key_exists(Relation rel, Bytes key)
 		au_read_range(as_bytes(&lo), as_bytes(&hi), true, au_read_tau(relid, InvalidCommandId), 1, 1, &batch, &more);
 		if (batch.len > 0)
 		{
-			uint32		klen;
+			KeyEntry	entry;
 
-			memcpy(&klen, batch.data, 4);
-			appendBinaryStringInfo(&last, batch.data + 16, klen);
+			(void) au_batch_entry(batch.data, &entry);
+			appendBinaryStringInfo(&last, entry.key.data, entry.key.len);
 		}
 		have_last = true;
 		pfree(batch.data);

@@ -51,6 +51,7 @@ typedef struct TidEntry
 } TidEntry;
 
 bool		au_tid_keep = false;
+bool		au_tid_unnamed = false;
 bool		au_tid_keep_inserted = false;
 
 static uint64 next_passing = 0;

@@ -74,7 +74,6 @@
 
 #define COPY_BATCH_BYTES (4 * 1024 * 1024)
 #define COPY_BATCH_ROWS 20000
-#define BATCH_HEADER 16			/* docs/formats.md, section 5 */
 
 static ProcessUtility_hook_type prev_process_utility = NULL;
 static object_access_hook_type prev_object_access = NULL;
@@ -661,21 +660,18 @@ copy_database_rows(Oid from, Oid to)
 		end = p + batch.len;
 		while (p < end && n < COPY_BATCH_ROWS)
 		{
-			uint32		key_len,
-						value_len;
-			uint8	   *key = p + BATCH_HEADER;
+			KeyEntry	entry;
+			uint8	   *key;
 			RelId		relid;
 
-			memcpy(&key_len, p, 4);
-			memcpy(&value_len, p + 4, 4);
-			p += BATCH_HEADER + TYPEALIGN(8, key_len);
-			entries[n].value = (Bytes) {p, value_len};
-			entries[n].key = (Bytes) {key, key_len};
-			p += TYPEALIGN(8, value_len);
+			p = (uint8 *) au_batch_entry((char *) p, &entry);
+			key = (uint8 *) entry.key.data;
+			entries[n].value = entry.value;
+			entries[n].key = entry.key;
 
 			/* where to go on: just behind the last key read */
 			resetStringInfo(&lo);
-			appendBinaryStringInfo(&lo, key, key_len);
+			appendBinaryStringInfo(&lo, key, entry.key.len);
 			appendStringInfoCharMacro(&lo, '\0');
 
 			memcpy(&relid, key, 8);
@@ -694,11 +690,9 @@ copy_database_rows(Oid from, Oid to)
 				appendBinaryStringInfo(&layout, &be, 8);
 				if (au_read_key(bytes_of(&layout), tau, &found))
 				{
-					memcpy(&value_len, found.data + 4, 4);
+					(void) au_batch_entry(found.data, &entry);
 					memcpy(layout.data + 8, &prefix, 4);
-					au_wb_put(bytes_of(&layout), (Bytes) {(uint8 *) found.data + BATCH_HEADER +
-							  TYPEALIGN(8, layout.len), value_len}, GetCurrentCommandId(true),
-							  LockTupleExclusive, true);
+					au_wb_put(bytes_of(&layout), entry.value, GetCurrentCommandId(true), LockTupleExclusive, true);
 				}
 				last = relid;
 			}
@@ -728,13 +722,15 @@ drop_database_rows(Oid database)
 	for (;;)
 	{
 		RelId		relid;
+		KeyEntry	entry;
 
 		CHECK_FOR_INTERRUPTS();
 		resetStringInfo(&batch);
 		au_read_range(bytes_of(&lo), bytes_of(&hi), false, tau, 1, COPY_BATCH_BYTES, &batch, &more);
 		if (batch.len == 0)
 			break;
-		memcpy(&relid, batch.data + BATCH_HEADER, 8);
+		(void) au_batch_entry(batch.data, &entry);
+		memcpy(&relid, entry.key.data, 8);
 		relid = pg_ntoh64(relid);
 		au_note_storage_dropped(relid);
 		resetStringInfo(&lo);
@@ -861,6 +857,9 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUt
 	Node	   *stmt = pstmt->utilityStmt;
 	bool		top_level = context == PROCESS_UTILITY_TOPLEVEL;
 	Oid			dropped_database = InvalidOid;
+
+	/* of the executor that calls us from a function: it says nothing of our scans */
+	au_tid_unnamed = false;
 
 	if (!au_enabled)
 	{

@@ -224,11 +224,11 @@ def _common(root: Path, objects: Path) -> tuple[list[str], list[tuple[Path, Path
     """Flags of our own code, and the jobs that both libraries share (store and LMDB)."""
     lmdb = lmdb_source(root / "build" / "lmdb")
     flags = (root / "postgres" / "cflags").read_text(encoding="utf-8").split()
-    own = [*flags, f"-I{root / 'postgres'}", f"-I{root / 'native'}", f"-I{lmdb}"]
+    own = [*flags, f"-I{root / 'postgres'}", f"-I{root / 'native'}", "-isystem", str(lmdb)]
     foreign = [flag for flag in flags if flag not in ("-Wall", "-Wextra")] + ["-w"]
     jobs: list[tuple[Path, Path, Sequence[str]]] = [
-        (lmdb / "mdb.c", objects / "mdb.o", foreign),
         (lmdb / "midl.c", objects / "midl.o", foreign),
+        (root / "native" / "leaf.c", objects / "leaf.o", own),
         (root / "native" / "store.c", objects / "store.o", own),
     ]
     return own, jobs

@@ -61,13 +61,12 @@ def entries(batch: bytes) -> list[tuple[bytes, int, bytes | None]]:
     while at < len(batch):
         key_length, value_length, tau = _ENTRY.unpack_from(batch, at)
         at += _ENTRY.size
-        name = batch[at : at + key_length]
+        value = None
+        if value_length != 0xFFFFFFFF:
+            value = batch[at : at + value_length]
+            at += value_length + 7 & ~7
+        found.append((batch[at : at + key_length], tau, value))
         at += key_length + 7 & ~7
-        if value_length == 0xFFFFFFFF:
-            found.append((name, tau, None))
-            continue
-        found.append((name, tau, batch[at : at + value_length]))
-        at += value_length + 7 & ~7
     return found
 
 

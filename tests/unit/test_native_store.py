@@ -58,10 +58,10 @@ def entries(batch: bytes) -> Iterator[Entry | None]:
             assert key_len == 0
             yield None
             continue
-        key = batch[at : at + key_len]
-        at += -(-key_len // 8) * 8
         value = batch[at : at + value_len]
         at += -(-value_len // 8) * 8
+        key = batch[at : at + key_len]
+        at += -(-key_len // 8) * 8
         yield key, value, tau
     assert at == len(batch)
 

@@ -140,9 +140,8 @@ def _compare(store: NativeStore, newest: _Newest, report: StorageReport) -> None
                 if wanted is not None:
                     _problem(report, f"key {key.hex()} of {wanted_tau} is not in the store")
                 continue
-            at += key_length + 7 & ~7
             value = batch[at : at + value_length]
-            at += value_length + 7 & ~7
+            at += (value_length + 7 & ~7) + (key_length + 7 & ~7)
             if wanted is None:
                 _problem(report, f"key {key.hex()} was deleted at {wanted_tau}, but the store has a version of {tau}")
             elif tau != wanted_tau or _digest(value) != wanted:

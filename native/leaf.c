@@ -1,0 +1,53 @@
+/*-------------------------------------------------------------------------
+ *
+ * leaf.c
+ *	  LMDB, with a look into its pages.
+ *
+ * mdb_cursor_get() costs more per entry of a scan than all else that reading
+ * one needs.  The nodes of a page lie side by side, and a cursor knows its page:
+ * this file hands them out together.  LMDB keeps the layout to itself, so its
+ * source (one pinned release, build_extension.py) is part of this file.
+ *
+ * What must hold: anything that is not a plain node within its page is left
+ * to mdb_cursor_get(), which knows overflow pages and reports damage.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "mdb.c"				/* found with -isystem: its warnings are not ours */
+
+#include "leaf.h"
+
+size_t
+leaf_rest(MDB_cursor *cursor, LeafNode *nodes, size_t max)
+{
+	const char *page;
+	const char *end;
+	unsigned	index;
+	unsigned	last;
+	size_t		n = 0;
+
+	if ((cursor->mc_flags & (C_INITIALIZED | C_EOF | C_DEL)) != C_INITIALIZED)
+		return 0;
+	page = (const char *) cursor->mc_pg[cursor->mc_top];
+	if (!IS_LEAF(page) || IS_LEAF2(page))
+		return 0;
+	end = page + cursor->mc_txn->mt_env->me_psize;
+	last = NUMKEYS(page);
+	for (index = cursor->mc_ki[cursor->mc_top] + 1; index < last && n < max; index++)
+	{
+		const MDB_node *node = NODEPTR(page, index);
+		LeafNode   *out = &nodes[n];
+
+		if ((const char *) node + NODESIZE > end || node->mn_flags != 0)
+			break;
+		out->key = NODEKEY(node);
+		out->key_len = NODEKSZ(node);
+		out->data.mv_size = NODEDSZ(node);
+		out->data.mv_data = NODEDATA(node);
+		if ((const char *) out->data.mv_data + out->data.mv_size > end)
+			break;
+		n++;
+	}
+	cursor->mc_ki[cursor->mc_top] += n;
+	return n;
+}
