@@ -17,6 +17,8 @@
 
 #include "leaf.h"
 
+#define AHEAD 8					/* nodes */
+
 size_t
 leaf_rest(MDB_cursor *cursor, LeafNode *nodes, size_t max)
 {
@@ -38,6 +40,9 @@ leaf_rest(MDB_cursor *cursor, LeafNode *nodes, size_t max)
 		const MDB_node *node = NODEPTR(page, index);
 		LeafNode   *out = &nodes[n];
 
+		/* pages of a large table are in memory, but in no cache */
+		if (index + AHEAD < last)
+			__builtin_prefetch(NODEPTR(page, index + AHEAD));
 		if ((const char *) node + NODESIZE > end || node->mn_flags != 0)
 			break;
 		out->key = NODEKEY(node);

@@ -55,6 +55,7 @@
 #define FLAG_VALUE 0
 #define FLAG_TOMBSTONE 1
 #define FLAG_NONE 2				/* in hist: nothing was superseded */
+#define ROW_HAS_NULL 1			/* in the second byte of a row image (docs/formats.md, section 2) */
 
 #define BOOT_ID_LEN 36
 #define MAX_POSITION 512
@@ -1088,6 +1089,8 @@ typedef struct Scan
 	int64_t		tau;
 	size_t		max_rows;
 	size_t		max_bytes;
+	StoreCut   *cut;			/* or NULL */
+	StoreBytes	last;			/* key of the last entry taken, on its page; for cut */
 	StoreBuffer *batch;
 	size_t		start;
 	size_t		rows;
@@ -1101,6 +1104,7 @@ static inline bool
 scan_take(Scan *scan, const uint8_t *key, size_t key_len, const MDB_val *data)
 {
 	Version		version;
+	size_t		taken_len;
 	bool		found;
 
 	if (scan->backward)
@@ -1136,12 +1140,25 @@ scan_take(Scan *scan, const uint8_t *key, size_t key_len, const MDB_val *data)
 		return false;
 	if (!found)
 		return true;
-	if (scan->rows > 0 && scan->batch->len - scan->start + entry_size(key_len, version.len) > scan->max_bytes)
+	taken_len = key_len;
+	if (scan->cut)
+	{
+		if (key_len > STORE_MAX_KEY)
+		{
+			scan->status = bad_version();
+			return false;
+		}
+		if (version.len > scan->cut->prefix && version.len >= 2 && (version.value[1] & ROW_HAS_NULL) == 0)
+			version.len = scan->cut->prefix;
+		taken_len = 0;
+	}
+	if (scan->rows > 0 && scan->batch->len - scan->start + entry_size(taken_len, version.len) > scan->max_bytes)
 	{
 		scan->more = true;
 		return false;
 	}
-	scan->status = append_entry(scan->batch, key, key_len, &version);
+	scan->status = append_entry(scan->batch, key, taken_len, &version);
+	scan->last = (StoreBytes) {key, key_len};
 	scan->rows++;
 	return scan->status == STORE_OK;
 }
@@ -1193,13 +1210,13 @@ scan_range(Scan *scan, MDB_cursor *cursor)
 	return rc;
 }
 
-StoreStatus
-store_scan_batch(StoreReader *reader, StoreBytes lo, StoreBytes hi, bool backward, int64_t tau,
-				 size_t max_rows, size_t max_bytes, StoreBuffer *batch, bool *more)
+static StoreStatus
+scan_batch(StoreReader *reader, StoreBytes lo, StoreBytes hi, bool backward, int64_t tau, size_t max_rows,
+		   size_t max_bytes, StoreCut *cut, StoreBuffer *batch, bool *more)
 {
 	Scan		scan = {
 		.reader = reader, .lo = lo, .hi = hi, .backward = backward, .tau = tau, .max_rows = max_rows,
-		.max_bytes = max_bytes, .batch = batch, .start = batch->len, .status = STORE_OK
+		.max_bytes = max_bytes, .cut = cut, .batch = batch, .start = batch->len, .status = STORE_OK
 	};
 	StoreStatus status = read_begin_at(reader, tau);
 	int			rc;
@@ -1214,11 +1231,30 @@ store_scan_batch(StoreReader *reader, StoreBytes lo, StoreBytes hi, bool backwar
 		rc = scan_range(&scan, reader->cursor);
 	if (rc != 0 && rc != MDB_NOTFOUND)
 		scan.status = lmdb_fail(rc, "cannot read the store");
+	if (cut && scan.rows > 0)
+	{
+		cut->last_len = scan.last.len;
+		memcpy(cut->last, scan.last.data, scan.last.len);
+	}
 	read_end(reader);
 	if (scan.status != STORE_OK)
 		batch->len = scan.start;
 	*more = scan.more;
 	return scan.status;
+}
+
+StoreStatus
+store_scan_batch(StoreReader *reader, StoreBytes lo, StoreBytes hi, bool backward, int64_t tau,
+				 size_t max_rows, size_t max_bytes, StoreBuffer *batch, bool *more)
+{
+	return scan_batch(reader, lo, hi, backward, tau, max_rows, max_bytes, NULL, batch, more);
+}
+
+StoreStatus
+store_scan_cut(StoreReader *reader, StoreBytes lo, StoreBytes hi, int64_t tau, size_t max_rows,
+			   size_t max_bytes, StoreCut *cut, StoreBuffer *batch, bool *more)
+{
+	return scan_batch(reader, lo, hi, false, tau, max_rows, max_bytes, cut, batch, more);
 }
 
 #define STATS_KEY_LEN 14

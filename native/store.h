@@ -151,6 +151,18 @@ extern StoreStatus store_get_many(StoreReader *reader, const StoreBytes *keys, s
 extern StoreStatus store_scan_batch(StoreReader *reader, StoreBytes lo, StoreBytes hi, bool backward, int64_t tau,
 									size_t max_rows, size_t max_bytes, StoreBuffer *batch, bool *more);
 
+/* What a scan wants of each entry: the begin of a row image, no key. */
+typedef struct StoreCut
+{
+	size_t		prefix;			/* bytes of row images without NULLs; others come whole */
+	size_t		last_len;		/* out: the key of the batch's last entry */
+	uint8_t		last[STORE_MAX_KEY];
+} StoreCut;
+
+/* The same, forward, with entries cut short (their key_len is 0). */
+extern StoreStatus store_scan_cut(StoreReader *reader, StoreBytes lo, StoreBytes hi, int64_t tau, size_t max_rows,
+								  size_t max_bytes, StoreCut *cut, StoreBuffer *batch, bool *more);
+
 /* Rows and bytes (keys and values) of relation ids, as of the newest state. */
 typedef struct StoreStats
 {

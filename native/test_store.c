@@ -194,6 +194,42 @@ check_entry(const StoreEntry *entry, const Change *change)
 		CHECK(STORE_ENTRY_VALUE(entry)[i] == change->fill);
 }
 
+/* A scan that wants little of each entry meets as many, whatever ends its batches. */
+static void
+check_cut(StoreReader *reader, int64_t tau, int present)
+{
+	StoreBuffer batch = {0};
+	StoreCut	cut = {.prefix = 1 + pick(40)};
+	uint8_t		from[STORE_MAX_KEY + 1] = {0};
+	size_t		from_len = 0;
+	int			rows = 0;
+
+	for (bool more = true; more;)
+	{
+		const uint8_t *p;
+
+		batch.len = 0;
+		CHECK(store_scan_cut(reader, (StoreBytes) {from, from_len}, (StoreBytes) {NULL, 0}, tau, 1 + pick(50),
+							 1 + pick(2000), &cut, &batch, &more) == STORE_OK);
+		for (p = batch.data; p < batch.data + batch.len; rows++)
+		{
+			const StoreEntry *entry = (const StoreEntry *) p;
+
+			/* the second byte of a row image says whether it has NULLs */
+			CHECK(entry->key_len == 0);
+			if (entry->value_len > cut.prefix)
+				CHECK((STORE_ENTRY_VALUE(entry)[1] & 1) != 0);
+			p += STORE_ENTRY_SIZE(entry);
+		}
+		CHECK(p == batch.data + batch.len && (!more || batch.len > 0));
+		memcpy(from, cut.last, cut.last_len);
+		from[cut.last_len] = 0;
+		from_len = cut.last_len + 1;
+	}
+	CHECK(rows == present);
+	store_buffer_free(&batch);
+}
+
 static void
 check_all(StoreReader *reader, int64_t tau)
 {
@@ -272,6 +308,7 @@ check_all(StoreReader *reader, int64_t tau)
 		if (backward)
 			break;
 	}
+	check_cut(reader, tau, present);
 	store_buffer_free(&batch);
 }
 

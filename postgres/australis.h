@@ -150,7 +150,19 @@ typedef struct AustralisTupleTableSlot
 								 * real xid (see au_tuple_lock) */
 	char	   *buffer;			/* reused from row to row, in tts_mcxt */
 	Size		capacity;
+
+	/*
+	 * Nobody looks at more than the first read_natts attributes, which are the
+	 * first read_bytes of a row image without NULLs (planner.c).
+	 */
+	int			read_natts;
+	uint32		read_bytes;
 } AustralisTupleTableSlot;
+
+#define AU_READ_ALL PG_UINT32_MAX
+
+/* The bytes of a row image that hold the first natts attributes, or AU_READ_ALL. */
+extern uint32 au_row_prefix(TupleDesc desc, int natts);
 
 /* Append the row image of values/isnull to buf (detoasted, uncompressed). */
 extern void au_row_encode(StringInfo buf, TupleDesc desc, const Datum *values, const bool *isnull, uint32 xmin);
@@ -332,6 +344,9 @@ typedef struct KeyScan KeyScan;
 extern KeyScan *au_key_scan_begin(Bytes lo, Bytes hi, CommandId curcid);
 extern bool au_key_scan_next(KeyScan *scan, ScanDirection dir, KeyEntry *entry);
 extern bool au_key_scan_next_stored(KeyScan *scan, KeyEntry *entry);
+
+/* Of the rows that au_key_scan_next_stored() gives only so many bytes matter. */
+extern void au_key_scan_cut(KeyScan *scan, uint32 prefix);
 extern bool au_key_scan_backward(const KeyScan *scan);
 
 /* Continue after (forward) or before (backward) key; key itself excluded. */
@@ -574,6 +589,8 @@ extern void au_read_range(Bytes lo, Bytes hi, bool backward, Tau tau,
 						  uint32 max_rows, uint32 max_bytes, StringInfo buf, bool *more);
 
 /* Read one key into buf (batch of one entry, or empty); true if found. */
+extern bool au_read_range_cut(Bytes lo, Bytes hi, Tau tau, uint32 max_rows, uint32 max_bytes, uint32 prefix,
+							  StringInfo buf, bool *more, StringInfo last);
 extern bool au_read_key(Bytes key, Tau tau, StringInfo buf);
 
 /* rows and bytes of a storage id, as of the newest applied time */

@@ -45,6 +45,11 @@ struct KeyScan
 	uint32		batch_rows;
 	StringInfoData fetched_to;	/* last key of the batch */
 
+	uint32		prefix;			/* bytes of rows that matter, AU_READ_ALL: all */
+	bool		batch_cut;		/* the batch has no keys, but fetched_to */
+	uint32		taken;			/* entries taken from it */
+	StringInfoData fetched_from;	/* and where it begins */
+
 	WbRelation *wb;
 	uint64		wb_flushes;		/* the batch is as of so many */
 	uint64		wb_changes;		/* what wb_next was found in: see wb_state() */
@@ -84,6 +89,7 @@ au_key_scan_begin(Bytes lo, Bytes hi, CommandId curcid)
 	s->batch_rows = FIRST_BATCH_ROWS;
 	s->last_offset = -1;
 	s->counts = &uncounted;
+	s->prefix = AU_READ_ALL;
 	return s;
 }
 
@@ -110,6 +116,8 @@ au_key_scan_end(KeyScan *scan)
 		pfree(scan->batch.data);
 	if (scan->fetched_to.data)
 		pfree(scan->fetched_to.data);
+	if (scan->fetched_from.data)
+		pfree(scan->fetched_from.data);
 	pfree(scan);
 }
 
@@ -136,11 +144,51 @@ key_at(KeyScan *s, int offset)
 	return e.key;
 }
 
+/*
+ * The key of the entry of a cut batch that was taken last: read the range again,
+ * with keys.  The snapshot is the same, so the entries are.
+ */
+static void
+recover_last_key(KeyScan *s)
+{
+	StringInfoData batch;
+	Bytes		lo = as_bytes(&s->fetched_from);
+	uint32		left = s->taken;
+
+	initStringInfo(&batch);
+	remember(s, &s->last, lo);
+	while (left > 0)
+	{
+		bool		more;
+
+		resetStringInfo(&batch);
+		au_read_range(lo, as_bytes(&s->hi), false, au_read_tau(s->relid, s->curcid), left, MAX_BATCH_BYTES,
+					  &batch, &more);
+		if (batch.len == 0)
+			elog(ERROR, "rows read before are not in storage");
+		for (char *p = batch.data; p < batch.data + batch.len; left--)
+		{
+			KeyEntry	e;
+
+			p = au_batch_entry(p, &e);
+			remember(s, &s->last, e.key);
+		}
+		lo = as_bytes(&s->last);
+		lo.len++;				/* the NUL of StringInfo */
+	}
+	pfree(batch.data);
+}
+
 /* The last key, kept apart from the batch. */
 static Bytes
 last_key(KeyScan *s)
 {
-	if (s->last_offset >= 0)
+	if (s->last_offset >= 0 && s->batch_cut)
+	{
+		s->last_offset = -1;
+		recover_last_key(s);
+	}
+	else if (s->last_offset >= 0)
 	{
 		remember(s, &s->last, key_at(s, s->last_offset));
 		s->last_offset = -1;
@@ -171,7 +219,12 @@ fetch(KeyScan *s)
 	if (s->have_batch)
 	{
 		/* all of it was consumed */
-		if (s->batch.len > 0)
+		if (s->batch.len > 0 && s->batch_cut)
+		{
+			remember(s, &s->last, as_bytes(&s->fetched_to));
+			s->last_offset = -1;
+		}
+		else if (s->batch.len > 0)
 		{
 			(void) last_key(s);
 			remember(s, &s->fetched_to, key_at(s, s->consumed));
@@ -206,10 +259,22 @@ fetch(KeyScan *s)
 	resetStringInfo(&s->batch);
 	s->offset = 0;
 	s->more = false;
+	s->batch_cut = false;
 	if (au_compare_bytes(lo, hi) < 0)
 	{
-		au_read_range(lo, hi, s->backward, au_read_tau(s->relid, s->curcid),
-					  s->batch_rows, MAX_BATCH_BYTES, &s->batch, &s->more);
+		Tau			tau = au_read_tau(s->relid, s->curcid);
+
+		if (s->prefix != AU_READ_ALL && !s->backward && au_wb_is_empty())
+		{
+			remember(s, &s->fetched_from, lo);
+			if (s->fetched_to.data == NULL)
+				remember(s, &s->fetched_to, lo);
+			s->batch_cut = au_read_range_cut(as_bytes(&s->fetched_from), hi, tau, s->batch_rows, MAX_BATCH_BYTES,
+											 s->prefix, &s->batch, &s->more, &s->fetched_to);
+			s->taken = 0;
+		}
+		if (!s->batch_cut)
+			au_read_range(lo, hi, s->backward, tau, s->batch_rows, MAX_BATCH_BYTES, &s->batch, &s->more);
 		s->counts->trips++;
 		s->counts->bytes += s->batch.len;
 	}
@@ -249,9 +314,16 @@ au_key_scan_next_stored(KeyScan *s, KeyEntry *entry)
 	}
 	s->last_offset = s->consumed = s->offset;
 	s->offset = next_offset;
+	s->taken++;
 	s->started = true;
 	s->counts->rows++;
 	return true;
+}
+
+void
+au_key_scan_cut(KeyScan *s, uint32 prefix)
+{
+	s->prefix = prefix;
 }
 
 bool
@@ -335,6 +407,13 @@ au_key_scan_next(KeyScan *scan, ScanDirection dir, KeyEntry *entry)
 	else if (scan->ended)
 		return false;
 
+	if (unlikely(scan->batch_cut && scan->have_batch))
+	{
+		/* the rest is read with keys and whole */
+		if (scan->started)
+			(void) last_key(scan);
+		scan->have_batch = false;
+	}
 	if (scan->wb && unlikely(scan->wb_flushes != au_wb_flushes(scan->wb)))
 	{
 		if (scan->started)

@@ -244,51 +244,86 @@ ask(StringInfo msg, MpReader *reply)
 			 errmsg("the storage service is not available")));
 }
 
+static StoreStatus
+scan_attached(StoreReader *r, StoreBytes lo, StoreBytes hi, bool backward, Tau tau, uint32 max_rows, uint32 max_bytes,
+			  StoreCut *cut, StoreBuffer *batch, bool *more)
+{
+	if (cut)
+		return store_scan_cut(r, lo, hi, tau, max_rows, max_bytes, cut, batch, more);
+	return store_scan_batch(r, lo, hi, backward, tau, max_rows, max_bytes, batch, more);
+}
+
+static void
+read_attached(Bytes lo, Bytes hi, bool backward, Tau tau, uint32 max_rows, uint32 max_bytes, StoreCut *cut,
+			  StringInfo buf, bool *more)
+{
+	StoreBuffer batch;
+	StoreBytes	l = {lo.data, lo.len};
+	StoreBytes	h = {hi.data, hi.len};
+	StoreStatus status;
+
+	pgBufferUsage.shared_blks_hit++;	/* EXPLAIN (BUFFERS): a trip to storage */
+	for (;;)
+	{
+		StoreReader *r;
+
+		wait_fresh(tau);
+		r = attached();
+		into(&batch, buf);
+		status = scan_attached(r, l, h, backward, tau, max_rows, max_bytes, cut, &batch, more);
+		if (unlikely(au_page_read(PAGE_STORE) != opened))
+			continue;
+		if (status != STORE_INTERRUPTED)
+			break;
+		CHECK_FOR_INTERRUPTS();
+		if (InterruptPending)
+		{
+			/* held, or nothing that stops us: read on undisturbed */
+			store_reader_interrupt(r, NULL);
+			into(&batch, buf);
+			status = scan_attached(r, l, h, backward, tau, max_rows, max_bytes, cut, &batch, more);
+			store_reader_interrupt(r, &InterruptPending);
+			break;
+		}
+	}
+	if (status != STORE_OK)
+		report_store(status);
+	done(&batch, buf);
+}
+
+/*
+ * A forward scan that wants the first `prefix` bytes of row images without
+ * NULLs, and no keys but the last one.  false: this driver cannot.
+ */
+bool
+au_read_range_cut(Bytes lo, Bytes hi, Tau tau, uint32 max_rows, uint32 max_bytes, uint32 prefix,
+				  StringInfo buf, bool *more, StringInfo last)
+{
+	static StoreCut cut;
+
+	if (au_storage_driver != 0)
+		return false;
+	cut.prefix = prefix;
+	cut.last_len = 0;
+	read_attached(lo, hi, false, tau, max_rows, max_bytes, &cut, buf, more);
+	resetStringInfo(last);
+	appendBinaryStringInfo(last, cut.last, cut.last_len);
+	return true;
+}
+
 void
 au_read_range(Bytes lo, Bytes hi, bool backward, Tau tau,
 			  uint32 max_rows, uint32 max_bytes, StringInfo buf, bool *more)
 {
-	pgBufferUsage.shared_blks_hit++;	/* EXPLAIN (BUFFERS): a trip to storage */
 	if (au_storage_driver == 0)
-	{
-		StoreBuffer batch;
-		StoreBytes	l = {lo.data, lo.len};
-		StoreBytes	h = {hi.data, hi.len};
-		StoreStatus status;
-
-		for (;;)
-		{
-			StoreReader *r;
-
-			wait_fresh(tau);
-			r = attached();
-			into(&batch, buf);
-			status = store_scan_batch(r, l, h, backward, tau, max_rows, max_bytes, &batch, more);
-			if (unlikely(au_page_read(PAGE_STORE) != opened))
-				continue;
-			if (status != STORE_INTERRUPTED)
-				break;
-			CHECK_FOR_INTERRUPTS();
-			if (InterruptPending)
-			{
-				/* held, or nothing that stops us: read on undisturbed */
-				store_reader_interrupt(r, NULL);
-				into(&batch, buf);
-				status = store_scan_batch(r, l, h, backward, tau, max_rows, max_bytes, &batch, more);
-				store_reader_interrupt(r, &InterruptPending);
-				break;
-			}
-		}
-		if (status != STORE_OK)
-			report_store(status);
-		done(&batch, buf);
-	}
+		read_attached(lo, hi, backward, tau, max_rows, max_bytes, NULL, buf, more);
 	else
 	{
 		StringInfoData msg;
 		MpReader	reply;
 		Bytes		b;
 
+		pgBufferUsage.shared_blks_hit++;
 		initStringInfo(&msg);
 		au_mp_array(&msg, 8);
 		au_mp_int(&msg, TAG_SCAN);

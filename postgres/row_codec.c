@@ -235,6 +235,22 @@ au_row_store(Bytes image, TupleTableSlot *slot, bool own)
 	aslot->show_own_xid = false;
 }
 
+uint32
+au_row_prefix(TupleDesc desc, int natts)
+{
+	uint32		size = 0;
+
+	for (int i = 0; i < natts; i++)
+	{
+		CompactAttribute *att = TupleDescCompactAttr(desc, i);
+
+		if (att->attlen <= 0)
+			return AU_READ_ALL;
+		size = att_nominal_alignby(size, att->attalignby) + att->attlen;
+	}
+	return ROW_HEADER + size;
+}
+
 /*
  * The entry's header (16 bytes) and the image's (8) have the size of a heap
  * tuple's header without NULLs, and the number of attributes is where that has
@@ -261,6 +277,8 @@ au_row_store_in_place(Bytes image, TupleTableSlot *slot)
 	if (TTS_SHOULDFREE(slot))
 		ExecClearTuple(slot);
 	memcpy(&xmin, image.data + 4, 4);
+	if (HeapTupleHeaderGetNatts(tuple) > aslot->read_natts)
+		HeapTupleHeaderSetNatts(tuple, aslot->read_natts);	/* the others may have been left in storage */
 	tuple->t_infomask = (image.data[1] & ROW_HAS_VAR) ? HEAP_HASVARWIDTH : 0;
 	tuple->t_hoff = AU_BATCH_HEADER + ROW_HEADER;
 	tuple->t_bits[0] = 0;		/* padding: core compares whole tuples byte by byte */
@@ -279,6 +297,8 @@ au_slot_init(TupleTableSlot *slot)
 	AustralisTupleTableSlot *aslot = (AustralisTupleTableSlot *) slot;
 
 	TTSOpsMinimalTuple.init(slot);
+	aslot->read_natts = MaxTupleAttributeNumber;
+	aslot->read_bytes = AU_READ_ALL;
 	aslot->buffer = NULL;
 	aslot->capacity = 0;
 	aslot->xmin = FrozenTransactionId;

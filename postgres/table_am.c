@@ -195,6 +195,8 @@ scan_getnextslot(TableScanDesc sscan, ScanDirection direction, TupleTableSlot *s
 	bool		in_place = scan->unnamed && au_wb_is_empty() && ScanDirectionIsForward(direction) &&
 		!au_key_scan_backward(scan->scan);
 
+	if (in_place && slot->tts_ops == &TTSOpsAustralis)
+		au_key_scan_cut(scan->scan, ((AustralisTupleTableSlot *) slot)->read_bytes);
 	if (!(in_place ? au_key_scan_next_stored(scan->scan, &entry) : au_key_scan_next(scan->scan, direction, &entry)))
 	{
 		ExecClearTuple(slot);
