@@ -66,6 +66,10 @@
 /* Look at the interrupt flag once per this many entries of a scan. */
 #define INTERRUPT_EVERY 1024
 
+/* A copy is written, and synced, in pieces of this many bytes. */
+#define COPY_PIECE ((size_t) 1 << 20)
+#define COPY_SYNC ((size_t) 8 << 20)
+
 /* Superseded versions held in memory before they go to hist. */
 #define PENDING_BYTES ((size_t) 16 << 20)
 #define PENDING_ITEMS 65536
@@ -2384,17 +2388,108 @@ store_sync(Store *store, bool clean)
 	return rc == 0 ? STORE_OK : lmdb_fail(rc, "cannot sync the store");
 }
 
+/* LMDB's end of a copy: it writes the pages that are in use, one after the other. */
+typedef struct Copying
+{
+	MDB_env    *env;
+	int			fd;				/* closed at the end */
+	int			rc;
+} Copying;
+
+static void *
+copy_pages(void *arg)
+{
+	Copying    *copying = arg;
+
+	copying->rc = mdb_env_copyfd2(copying->env, copying->fd, MDB_CP_COMPACT);
+	close(copying->fd);
+	return NULL;
+}
+
+static int
+write_all(int fd, const uint8_t *data, size_t len)
+{
+	while (len > 0)
+	{
+		ssize_t		n = write(fd, data, len);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? errno : ENOSPC;
+		data += n;
+		len -= (size_t) n;
+	}
+	return 0;
+}
+
+/*
+ * Write what comes from a pipe, syncing piece by piece: a copy that were synced
+ * at its end would make every commit of the same disk wait for all of it.
+ */
+static int
+write_copy(int from, int to)
+{
+	uint8_t    *piece = malloc(COPY_PIECE);
+	size_t		unsynced = 0;
+	int			rc = piece ? 0 : ENOMEM;
+
+	while (rc == 0)
+	{
+		ssize_t		n = read(from, piece, COPY_PIECE);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+		{
+			rc = n < 0 ? errno : 0;
+			break;
+		}
+		rc = write_all(to, piece, (size_t) n);
+		unsynced += (size_t) n;
+		if (rc == 0 && unsynced >= COPY_SYNC)
+		{
+			rc = fdatasync(to) != 0 ? errno : 0;
+			unsynced = 0;
+		}
+	}
+	if (rc == 0 && fsync(to) != 0)
+		rc = errno;
+	free(piece);
+	return rc;
+}
+
 StoreStatus
 store_copy(Store *store, const char *file)
 {
+	Copying		copying = {.env = store->env};
+	pthread_t	thread;
+	int			ends[2];
 	int			fd = open(file, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	int			rc;
 
 	if (fd < 0)
 		return fail(errno == ENOSPC ? STORE_FULL : STORE_FAILED, "cannot create %s: %s", file, strerror(errno));
-	rc = mdb_env_copyfd2(store->env, fd, MDB_CP_COMPACT);
-	if (rc == 0 && fsync(fd) != 0)
-		rc = errno;
+	rc = pipe2(ends, O_CLOEXEC) != 0 ? errno : 0;
+	if (rc == 0)
+	{
+		(void) fcntl(ends[1], F_SETPIPE_SZ, COPY_PIECE);	/* only faster */
+		copying.fd = ends[1];
+		rc = pthread_create(&thread, NULL, copy_pages, &copying);
+		if (rc == 0)
+		{
+			rc = write_copy(ends[0], fd);
+			close(ends[0]);		/* if writing failed, LMDB's next write does too (it blocks SIGPIPE) */
+			pthread_join(thread, NULL);
+			if (rc == 0)
+				rc = copying.rc;
+		}
+		else
+		{
+			close(ends[0]);
+			close(ends[1]);
+		}
+	}
 	if (close(fd) != 0 && rc == 0)
 		rc = errno;
 	if (rc != 0)

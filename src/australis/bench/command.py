@@ -175,6 +175,7 @@ class Bench:
             psql(url, "INSERT INTO bench_commits SELECT i, 0 FROM generate_series(1, 10000) i")
             psql(url, "VACUUM ANALYZE bench_rows")
             psql(url, "VACUUM ANALYZE bench_commits")
+        self._settle()
 
     def _tables(self, scale: int) -> None:
         """pgbench's own tables at a scale, on both."""
@@ -193,6 +194,12 @@ class Bench:
             if done.returncode:
                 raise BenchError(f"pgbench -i: {done.stderr.strip()[-300:]}")
         self._scale = scale
+        self._settle()
+
+    def _settle(self) -> None:
+        """Let both write what loading left to be written: nothing of it is to be measured."""
+        psql(self.stock.url, "CHECKPOINT")
+        self.australis.settle()
 
     def _script(self, text: str) -> Path:
         if text not in self._scripts:

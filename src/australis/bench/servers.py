@@ -6,6 +6,7 @@ the value is written into the report). Australis: `australis start` in a fresh d
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import signal
@@ -29,6 +30,7 @@ STOCK_SETTINGS = {
     "max_connections": "200",
 }
 START_SECONDS = 60.0
+SETTLE_SECONDS = 300.0
 
 
 class BenchError(AustralisError):
@@ -177,6 +179,16 @@ class Australis:
     def stop(self) -> None:
         if (self.directory / "data").exists():
             self._command("stop")
+
+    def settle(self) -> None:
+        """Wait until storage has applied everything and writes no snapshot."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        quiet = 0
+        while quiet < 2 and time.monotonic() < deadline:
+            time.sleep(0.5)  # longer than the interval at which storage looks whether a snapshot is due
+            storage = json.loads(self._command("status", "--json"))["storage"]
+            busy = storage["snapshot_running"] or storage["lag"] > 0
+            quiet = 0 if busy else quiet + 1
 
     def restart(self, *, driver: str = "attached", certificate: tuple[Path, Path] | None = None) -> None:
         self.stop()

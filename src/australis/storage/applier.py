@@ -133,6 +133,12 @@ class Applier:
         """Is the thread running?"""
         return self._thread.is_alive()
 
+    @property
+    def snapshot_running(self) -> bool:
+        """Is a snapshot being written?"""
+        running = self._snapshotting
+        return running is not None and running.is_alive()
+
     def _run(self) -> None:
         try:
             self._open()

@@ -239,6 +239,7 @@ class StorageService:
             "batches": applier.batches,
             "rebuilds": applier.rebuilds,
             "snapshots": applier.snapshots,
+            "snapshot_running": int(applier.snapshot_running),
             "garbage_relations": applier.garbage,
             "connections": len(self.connections),
             "gets": self.gets,
