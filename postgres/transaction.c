@@ -31,6 +31,7 @@
 #include "catalog/storage.h"
 #include "commands/async.h"
 #include "commands/tablecmds.h"
+#include "commands/trigger.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -499,7 +500,8 @@ ingest_chunk(const IngestEntry *entries, int n, CommandId cid)
 	uint8	   *modes = palloc(n);
 	bool		sent;
 
-	memset(modes, LockTupleExclusive | MODE_BLIND, n);
+	for (int i = 0; i < n; i++)
+		modes[i] = LockTupleExclusive | MODE_BLIND | (entries[i].value.data ? 0 : MODE_DELETE);
 	initStringInfoExt(&msg, INGEST_CHUNK_BYTES + INGEST_CHUNK_BYTES / 4);
 	au_mp_array(&msg, 7);
 	au_mp_int(&msg, TAG_INGEST);
@@ -516,7 +518,12 @@ ingest_chunk(const IngestEntry *entries, int n, CommandId cid)
 	au_mp_bin(&msg, modes, n);
 	au_mp_array(&msg, n);
 	for (int i = 0; i < n; i++)
-		au_mp_bin(&msg, entries[i].value.data, entries[i].value.len);
+	{
+		if (entries[i].value.data)
+			au_mp_bin(&msg, entries[i].value.data, entries[i].value.len);
+		else
+			au_mp_nil(&msg);
+	}
 	pfree(modes);
 
 	memcpy(&relid, entries[0].key.data, 8);
@@ -556,10 +563,13 @@ au_ingest(const IngestEntry *entries, int n)
 
 typedef struct FlushState
 {
+	RelId		relid;
 	IngestEntry *entries;
 	int			n;
 	int			max;
-	bool		possible;
+	bool		history;		/* is there more than a first version of a key? */
+	bool		in_use;			/* ... that a running command may tell apart */
+	int64		running;		/* the least of those */
 	int64		first;			/* commands of this pass: first <= cmin < end */
 	int64		end;
 	CommandId	cid;
@@ -569,24 +579,26 @@ static void
 flush_check(WbEntry *entry, void *arg)
 {
 	FlushState *f = arg;
-	WbVersion  *v = f->possible ? au_wb_visible(entry, InvalidCommandId) : NULL;
+	WbVersion  *newest = au_wb_visible(entry, InvalidCommandId);
+	bool		history;
 
 	/* rolled back, or locked only, which nobody else can ask about */
-	if (v == NULL)
+	if (newest == NULL)
 		return;
 	f->max++;
+	history = newest->kind != WB_PUT || newest->replaces;
+	for (WbVersion *v = newest->older; v && !history; v = v->older)
+		history = v->kind != WB_LOCK;
+	if (!history)
+		return;
 
 	/*
-	 * A deletion, or versions that older commands' scans and triggers tell
-	 * apart: ingested rows have no history.
+	 * Ingested rows have none.  What ended commands made of a row is one
+	 * version for all who run.
 	 */
-	if (v->kind != WB_PUT || v->replaces)
-		f->possible = false;
-	while ((v = v->older) != NULL)
-	{
-		if (v->kind != WB_LOCK)
-			f->possible = false;
-	}
+	f->history = true;
+	if (newest->cmin >= f->running)
+		f->in_use = true;
 }
 
 static void
@@ -597,26 +609,42 @@ flush_collect(WbEntry *entry, void *arg)
 
 	if (v == NULL || v->cmin < f->first || v->cmin >= f->end)
 		return;
+	if (v->kind == WB_DELETE && !au_has_ingested(f->relid))
+		return;					/* never got to storage */
 	f->cid = Max(f->cid, v->cmin);
 	f->entries[f->n].key = entry->key;
-	f->entries[f->n].value.data = WB_VALUE(v);
+	f->entries[f->n].value.data = v->kind == WB_DELETE ? NULL : WB_VALUE(v);
 	f->entries[f->n].value.len = v->value_len;
 	f->n++;
 }
 
+/*
+ * May triggers of the table still ask for versions that ended commands made?
+ * Deferred ones, or those of COPY, which is no running command of the executor
+ * and fires them at its end.
+ */
+static bool
+triggers_to_come(Relation table, const FlushState *f)
+{
+	return table != NULL && table->trigdesc != NULL &&
+		(f->running == InvalidCommandId || AfterTriggerPendingOnRel(RelationGetRelid(table)));
+}
+
+/* table: what relid is, or is an index of; NULL when all triggers have been fired */
 static void
-flush_relid(RelId relid)
+flush_relid(RelId relid, Relation table)
 {
 	WbRelation *r = au_wb_relation(relid, false);
 	FlushState	f = {0};
 
 	if (r == NULL)
 		return;
-	f.possible = true;
+	f.relid = relid;
+	f.running = au_next_running_command(-1);
 	au_wb_walk_relation(r, flush_check, &f);
-	if (!f.possible || f.max == 0)
+	if (f.max == 0 || f.in_use || (f.history && triggers_to_come(table, &f)))
 	{
-		au_wb_flush_in_vain(r);
+		au_wb_flush_in_vain(r, f.in_use ? (CommandId) f.running : InvalidCommandId);
 		return;
 	}
 	(void) au_tau_start();
@@ -657,7 +685,7 @@ void
 au_flush_relation(Relation rel)
 {
 	if (au_storage_unpublished(rel))
-		flush_relid(au_relid(rel));
+		flush_relid(au_relid(rel), rel);
 }
 
 void
@@ -667,7 +695,7 @@ au_flush_if_large(Relation rel)
 
 	if (r == NULL || !au_wb_flush_due(r, FLUSH_BYTES) || !au_storage_unpublished(rel))
 		return;
-	flush_relid(au_relid(rel));
+	flush_relid(au_relid(rel), rel);
 	if (rel->rd_rel->relhasindex)
 	{
 		List	   *indexes = RelationGetIndexList(rel);
@@ -677,7 +705,7 @@ au_flush_if_large(Relation rel)
 			Relation	index = index_open(oid, NoLock);
 
 			if (au_is_our_index(index) && au_storage_unpublished(index))
-				flush_relid(au_relid(index));
+				flush_relid(au_relid(index), rel);
 			index_close(index, NoLock);
 		}
 		list_free(indexes);
@@ -1109,7 +1137,7 @@ pre_commit(void)
 
 	/* whatever was bulk-loaded goes the cheap way to its end */
 	foreach_ptr(uint64, relid, ingested_relids)
-		flush_relid(*relid);
+		flush_relid(*relid, NULL);
 
 	ingest_wait(0);
 
