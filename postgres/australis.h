@@ -201,7 +201,7 @@ typedef struct WbVersion
 	uint8		mode;			/* LockTupleMode */
 	bool		blind;			/* the adjudicator neither checks nor records */
 	bool		replaces;		/* storage has an older version of the key */
-	bool		was_locked;		/* a row lock lies below it */
+	bool		was_locked;		/* a row lock lies below it, or it was locked */
 	uint32		value_len;
 	/* the value follows, MAXALIGNed */
 } WbVersion;
@@ -265,8 +265,11 @@ extern Size au_wb_relation_bytes(WbRelation *relation);
 /* Add what this transaction has loaded to storage's figures, for estimates. */
 extern void au_wb_estimate(RelId relid, int64 *rows, int64 *bytes);
 
-/* Flushing it was in vain: au_wb_flush_due() says no until it has doubled. */
-extern void au_wb_flush_in_vain(WbRelation *relation);
+/*
+ * Flushing it was in vain: au_wb_flush_due() says no until it has doubled, or
+ * the least running command is another one than running (unless invalid).
+ */
+extern void au_wb_flush_in_vain(WbRelation *relation, CommandId running);
 extern bool au_wb_flush_due(const WbRelation *relation, Size bytes);
 extern bool au_wb_is_empty(void);
 extern void au_wb_subxact_abort(int nest_level);
@@ -506,7 +509,7 @@ extern void au_flush_relation(Relation rel);
 typedef struct IngestEntry
 {
 	Bytes		key;
-	Bytes		value;
+	Bytes		value;			/* data NULL: the key goes */
 } IngestEntry;
 extern void au_ingest(const IngestEntry *entries, int n);
 

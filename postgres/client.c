@@ -27,7 +27,8 @@
 #include "utils/memutils.h"
 #include "utils/wait_event.h"
 
-#define MAX_FRAME	((uint32) 0x3fffffff)
+/* longest answer: storage sends batches, the commit service a few lines */
+static const uint32 max_frame[AU_NUM_SERVICES] = {1024 * 1024, 0x3fffffff};
 
 /* message tags, docs/formats.md */
 #define TAG_HELLO	1
@@ -212,7 +213,7 @@ receive_frame(Connection *c, MpReader *reply, int timeout_ms, bool watch_cancel)
 			uint32		body;
 
 			memcpy(&body, c->in.data, 4);
-			if (body > MAX_FRAME)
+			if (body > max_frame[c - connections])
 				return AU_LOST;
 			need = 4 + body;
 			if ((uint32) c->in.len >= need)

@@ -311,6 +311,13 @@ start(QueryDesc *query, int eflags)
 		r->ended.arg = r;
 		dlist_push_head(&running, &r->node);
 		MemoryContextRegisterResetCallback(query->estate->es_query_cxt, &r->ended);
+
+		/* a good moment: of this command itself nothing is written yet */
+		foreach_ptr(ResultRelInfo, target, query->estate->es_opened_result_relations)
+		{
+			if (au_is_our_table(target->ri_RelationDesc))
+				au_flush_if_large(target->ri_RelationDesc);
+		}
 	}
 }
 

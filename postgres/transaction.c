@@ -21,20 +21,26 @@
  */
 #include "australis.h"
 
+#include <limits.h>
 #include <time.h>
 
 #include "access/genam.h"
 #include "access/twophase.h"
 #include "access/xact.h"
+#include "catalog/pg_database.h"
 #include "catalog/storage.h"
+#include "commands/async.h"
 #include "commands/tablecmds.h"
+#include "commands/trigger.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "port/pg_bswap.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lock.h"
 #include "storage/lmgr.h"
+#include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
 #include "utils/wait_event.h"
 
@@ -81,6 +87,7 @@ typedef struct Ingested
 typedef enum CommitState
 {
 	COMMIT_NONE,
+	COMMIT_SENT,				/* the outcome is unknown */
 	COMMIT_DECIDED,				/* the adjudicator said yes */
 } CommitState;
 
@@ -105,6 +112,7 @@ static struct
 {
 	RelId		relid;
 	CommandId	cid;
+	int64		seq;
 }			in_flight[INGEST_WINDOW + 1];
 static int	nin_flight = 0;
 
@@ -126,6 +134,7 @@ static bool holding_interrupts = false;
 static int64 ddl_n = 0;
 static Tau	ddl_tau = 0;
 static List *ddl_changed = NIL;
+static int	notify_queue_pages = 0; /* 0: not changed */
 static uint32 wait_event = 0;
 
 static MemoryContext
@@ -413,6 +422,30 @@ note_ingested(RelId relid, CommandId cid, Tau tau)
 	i->tau = tau;
 }
 
+static void
+read_ingest_reply(MpReader *reply)
+{
+	Bytes		id;
+	int64		seq;
+	int64		outcome;
+	Tau			tau;
+
+	if (au_mp_read_array(reply) < 5 || au_mp_read_int(reply) != TAG_INGEST_REPLY)
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected answer to a chunk of rows")));
+	id = au_mp_read_bin(reply);
+	seq = au_mp_read_int(reply);
+	outcome = au_mp_read_int(reply);
+	tau = au_mp_read_int(reply);
+	if (id.len != 16 || memcmp(id.data, txid, 16) != 0 || seq != in_flight[0].seq)
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected answer to a chunk of rows")));
+	if (outcome != OUTCOME_COMMITTED)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("the commit service refused a chunk of rows"),
+				 errhint("The transaction might succeed if retried.")));
+	note_ingested(in_flight[0].relid, in_flight[0].cid, tau);
+}
+
 /* Take answers until at most `most` chunks are on their way. */
 static void
 ingest_wait(int most)
@@ -420,38 +453,24 @@ ingest_wait(int most)
 	while (nin_flight > most)
 	{
 		MpReader	reply;
-		int64		outcome;
-		Tau			tau;
 
-		if (au_receive(AU_COMMIT_SERVICE, &reply, Max(au_service_timeout_ms, 60000), false) != AU_RECEIVED)
+		PG_TRY();
 		{
+			if (au_receive(AU_COMMIT_SERVICE, &reply, Max(au_service_timeout_ms, 60000), false) != AU_RECEIVED)
+				ereport(ERROR,
+						(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+						 errmsg("the commit service went away while rows were loaded"),
+						 errhint("The transaction is rolled back; try again.")));
+			read_ingest_reply(&reply);
+		}
+		PG_CATCH();
+		{
+			/* the other answers are void, and with the connection all chunks */
 			nin_flight = 0;
 			au_disconnect(AU_COMMIT_SERVICE);
-			ereport(ERROR,
-					(errcode(ERRCODE_CANNOT_CONNECT_NOW),
-					 errmsg("the commit service went away while rows were loaded"),
-					 errhint("The transaction is rolled back; try again.")));
+			PG_RE_THROW();
 		}
-		if (au_mp_read_array(&reply) < 5 || au_mp_read_int(&reply) != TAG_INGEST_REPLY)
-		{
-			nin_flight = 0;
-			au_disconnect(AU_COMMIT_SERVICE);
-			ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected answer to a chunk of rows")));
-		}
-		au_mp_skip(&reply);
-		au_mp_skip(&reply);
-		outcome = au_mp_read_int(&reply);
-		tau = au_mp_read_int(&reply);
-		if (outcome != OUTCOME_COMMITTED)
-		{
-			nin_flight = 0;
-			au_disconnect(AU_COMMIT_SERVICE);
-			ereport(ERROR,
-					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-					 errmsg("the commit service refused a chunk of rows"),
-					 errhint("The transaction might succeed if retried.")));
-		}
-		note_ingested(in_flight[0].relid, in_flight[0].cid, tau);
+		PG_END_TRY();
 		nin_flight--;
 		memmove(&in_flight[0], &in_flight[1], sizeof(in_flight[0]) * nin_flight);
 	}
@@ -481,7 +500,8 @@ ingest_chunk(const IngestEntry *entries, int n, CommandId cid)
 	uint8	   *modes = palloc(n);
 	bool		sent;
 
-	memset(modes, LockTupleExclusive | MODE_BLIND, n);
+	for (int i = 0; i < n; i++)
+		modes[i] = LockTupleExclusive | MODE_BLIND | (entries[i].value.data ? 0 : MODE_DELETE);
 	initStringInfoExt(&msg, INGEST_CHUNK_BYTES + INGEST_CHUNK_BYTES / 4);
 	au_mp_array(&msg, 7);
 	au_mp_int(&msg, TAG_INGEST);
@@ -498,7 +518,12 @@ ingest_chunk(const IngestEntry *entries, int n, CommandId cid)
 	au_mp_bin(&msg, modes, n);
 	au_mp_array(&msg, n);
 	for (int i = 0; i < n; i++)
-		au_mp_bin(&msg, entries[i].value.data, entries[i].value.len);
+	{
+		if (entries[i].value.data)
+			au_mp_bin(&msg, entries[i].value.data, entries[i].value.len);
+		else
+			au_mp_nil(&msg);
+	}
 	pfree(modes);
 
 	memcpy(&relid, entries[0].key.data, 8);
@@ -506,6 +531,7 @@ ingest_chunk(const IngestEntry *entries, int n, CommandId cid)
 	pfree(msg.data);
 	in_flight[nin_flight].relid = pg_ntoh64(relid);
 	in_flight[nin_flight].cid = cid;
+	in_flight[nin_flight].seq = ingest_seq;
 	nin_flight++;
 	/* garbage of an abort includes what is on its way */
 	if (!list_has(ingested_relids, pg_ntoh64(relid)))
@@ -537,10 +563,13 @@ au_ingest(const IngestEntry *entries, int n)
 
 typedef struct FlushState
 {
+	RelId		relid;
 	IngestEntry *entries;
 	int			n;
 	int			max;
-	bool		possible;
+	bool		history;		/* is there more than a first version of a key? */
+	bool		in_use;			/* ... that a running command may tell apart */
+	int64		running;		/* the least of those */
 	int64		first;			/* commands of this pass: first <= cmin < end */
 	int64		end;
 	CommandId	cid;
@@ -550,24 +579,26 @@ static void
 flush_check(WbEntry *entry, void *arg)
 {
 	FlushState *f = arg;
-	WbVersion  *v = f->possible ? au_wb_visible(entry, InvalidCommandId) : NULL;
+	WbVersion  *newest = au_wb_visible(entry, InvalidCommandId);
+	bool		history;
 
 	/* rolled back, or locked only, which nobody else can ask about */
-	if (v == NULL)
+	if (newest == NULL)
 		return;
 	f->max++;
+	history = newest->kind != WB_PUT || newest->replaces;
+	for (WbVersion *v = newest->older; v && !history; v = v->older)
+		history = v->kind != WB_LOCK;
+	if (!history)
+		return;
 
 	/*
-	 * A deletion, or versions that older commands' scans and triggers tell
-	 * apart: ingested rows have no history.
+	 * Ingested rows have none.  What ended commands made of a row is one
+	 * version for all who run.
 	 */
-	if (v->kind != WB_PUT || v->replaces)
-		f->possible = false;
-	while ((v = v->older) != NULL)
-	{
-		if (v->kind != WB_LOCK)
-			f->possible = false;
-	}
+	f->history = true;
+	if (newest->cmin >= f->running)
+		f->in_use = true;
 }
 
 static void
@@ -578,26 +609,42 @@ flush_collect(WbEntry *entry, void *arg)
 
 	if (v == NULL || v->cmin < f->first || v->cmin >= f->end)
 		return;
+	if (v->kind == WB_DELETE && !au_has_ingested(f->relid))
+		return;					/* never got to storage */
 	f->cid = Max(f->cid, v->cmin);
 	f->entries[f->n].key = entry->key;
-	f->entries[f->n].value.data = WB_VALUE(v);
+	f->entries[f->n].value.data = v->kind == WB_DELETE ? NULL : WB_VALUE(v);
 	f->entries[f->n].value.len = v->value_len;
 	f->n++;
 }
 
+/*
+ * May triggers of the table still ask for versions that ended commands made?
+ * Deferred ones, or those of COPY, which is no running command of the executor
+ * and fires them at its end.
+ */
+static bool
+triggers_to_come(Relation table, const FlushState *f)
+{
+	return table != NULL && table->trigdesc != NULL &&
+		(f->running == InvalidCommandId || AfterTriggerPendingOnRel(RelationGetRelid(table)));
+}
+
+/* table: what relid is, or is an index of; NULL when all triggers have been fired */
 static void
-flush_relid(RelId relid)
+flush_relid(RelId relid, Relation table)
 {
 	WbRelation *r = au_wb_relation(relid, false);
 	FlushState	f = {0};
 
 	if (r == NULL)
 		return;
-	f.possible = true;
+	f.relid = relid;
+	f.running = au_next_running_command(-1);
 	au_wb_walk_relation(r, flush_check, &f);
-	if (!f.possible || f.max == 0)
+	if (f.max == 0 || f.in_use || (f.history && triggers_to_come(table, &f)))
 	{
-		au_wb_flush_in_vain(r);
+		au_wb_flush_in_vain(r, f.in_use ? (CommandId) f.running : InvalidCommandId);
 		return;
 	}
 	(void) au_tau_start();
@@ -638,7 +685,7 @@ void
 au_flush_relation(Relation rel)
 {
 	if (au_storage_unpublished(rel))
-		flush_relid(au_relid(rel));
+		flush_relid(au_relid(rel), rel);
 }
 
 void
@@ -648,7 +695,7 @@ au_flush_if_large(Relation rel)
 
 	if (r == NULL || !au_wb_flush_due(r, FLUSH_BYTES) || !au_storage_unpublished(rel))
 		return;
-	flush_relid(au_relid(rel));
+	flush_relid(au_relid(rel), rel);
 	if (rel->rd_rel->relhasindex)
 	{
 		List	   *indexes = RelationGetIndexList(rel);
@@ -658,7 +705,7 @@ au_flush_if_large(Relation rel)
 			Relation	index = index_open(oid, NoLock);
 
 			if (au_is_our_index(index) && au_storage_unpublished(index))
-				flush_relid(au_relid(index));
+				flush_relid(au_relid(index), rel);
 			index_close(index, NoLock);
 		}
 		list_free(indexes);
@@ -812,6 +859,126 @@ report_refusal(int64 outcome, Bytes detail)
 			 errhint("The transaction might succeed if retried.")));
 }
 
+/* What asking has brought. */
+typedef enum Answer
+{
+	ANSWER_NONE,				/* lost, late or not understood */
+	ANSWER_CANCEL,				/* a cancel came instead */
+	ANSWER_COMMITTED,
+	ANSWER_REFUSED,
+	ANSWER_PENDING,
+	ANSWER_KILLED,
+	ANSWER_ERROR,				/* the service complains */
+} Answer;
+
+typedef struct Told
+{
+	Answer		answer;
+	Tau			tau;			/* ANSWER_COMMITTED */
+	int64		outcome;		/* ANSWER_REFUSED: why */
+	int			sqlstate;		/* ANSWER_ERROR */
+	Bytes		detail;			/* valid until the next call to the service */
+} Told;
+
+/* Take a message in; false if it belongs to an older conversation.  Raises 08P01. */
+static bool
+read_answer(MpReader *reply, Told *told)
+{
+	uint32		fields = au_mp_read_array(reply);
+	int64		tag = au_mp_read_int(reply);
+	Bytes		id;
+	int64		outcome;
+	Tau			tau;
+
+	if (tag == TAG_ERROR && fields >= 3)
+	{
+		Bytes		state = au_mp_read_bin(reply);
+
+		told->sqlstate = state.len != 5 ? ERRCODE_INTERNAL_ERROR
+			: MAKE_SQLSTATE(state.data[0], state.data[1], state.data[2], state.data[3], state.data[4]);
+		told->detail = au_mp_read_bin(reply);
+		told->answer = ANSWER_ERROR;
+		return true;
+	}
+	if ((tag != TAG_COMMIT_REPLY && tag != TAG_RESOLVE_REPLY) || fields < 4)
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected answer to a commit")));
+	id = au_mp_read_bin(reply);
+	outcome = au_mp_read_int(reply);
+	tau = au_mp_read_int(reply);
+	if (id.len != 16 || memcmp(id.data, txid, 16) != 0)
+		return false;
+	if (outcome == OUTCOME_COMMITTED && tau > tau_start)
+	{
+		told->tau = tau;
+		told->answer = ANSWER_COMMITTED;
+	}
+	else if (tag == TAG_COMMIT_REPLY && outcome >= OUTCOME_CONFLICT && outcome <= OUTCOME_TOO_LARGE)
+	{
+		if (fields >= 5)
+			told->detail = au_mp_read_bin(reply);
+		told->outcome = outcome;
+		told->answer = ANSWER_REFUSED;
+	}
+	else if (tag == TAG_RESOLVE_REPLY && outcome == OUTCOME_PENDING)
+		told->answer = ANSWER_PENDING;
+	else if (tag == TAG_RESOLVE_REPLY && outcome == OUTCOME_KILLED)
+		told->answer = ANSWER_KILLED;
+	else
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected outcome of a commit")));
+	return true;
+}
+
+/*
+ * Send the commit, or (NULL) resolve, and take the answer.  Raises nothing:
+ * what goes wrong here, the lack of memory included, says nothing about the
+ * outcome, so it is logged and no answer.
+ */
+static void
+ask(StringInfo commit, int timeout_ms, Told *told)
+{
+	MemoryContext context = CurrentMemoryContext;
+	uint32		held = InterruptHoldoffCount;
+
+	memset(told, 0, sizeof(Told));
+	PG_TRY();
+	{
+		TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
+		bool		sent = commit ? au_send_quietly(AU_COMMIT_SERVICE, commit, timeout_ms) : send_resolve(timeout_ms);
+		AuReceive	got = AU_LOST;
+		bool		ours = false;
+
+		while (sent && !ours)
+		{
+			MpReader	reply;
+			int64		left = (until - GetCurrentTimestamp()) / 1000;
+
+			got = au_receive(AU_COMMIT_SERVICE, &reply, (int) Max(left, 0), commit != NULL);
+			if (got != AU_RECEIVED)
+				break;
+			ours = read_answer(&reply, told);
+		}
+		if (got == AU_CANCEL)
+			told->answer = ANSWER_CANCEL;
+		else if (told->answer == ANSWER_NONE)
+			au_disconnect(AU_COMMIT_SERVICE);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		InterruptHoldoffCount = held;	/* the error has reset it */
+		MemoryContextSwitchTo(context);
+		au_disconnect(AU_COMMIT_SERVICE);
+		memset(told, 0, sizeof(Told));
+		error = CopyErrorData();
+		FlushErrorState();
+		error->elevel = LOG;
+		ThrowErrorData(error);
+		FreeErrorData(error);
+	}
+	PG_END_TRY();
+}
+
 /*
  * Rules Q1 and Q2.  Returns the commit time, or raises an error when the
  * transaction certainly did not commit, or ends the session when nobody
@@ -823,113 +990,118 @@ converse(StringInfo msg)
 	TimestampTz give_up;
 	bool		resolving = false;
 	bool		cancelled = false;
+	int			sqlstate = 0;
+	char		complaint[256] = "";
+	Told		told;
 
 	au_connect(AU_COMMIT_SERVICE);
+	if (wait_event == 0)
+		wait_event = WaitEventExtensionNew("AustralisResolve");
 
 	HOLD_INTERRUPTS();
 	holding_interrupts = true;
+	commit_state = COMMIT_SENT;
 	give_up = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 2 * (int64) au_service_timeout_ms);
 
 	/* from here on nothing may be raised but an outcome that is known */
-	if (!au_send_quietly(AU_COMMIT_SERVICE, msg, au_service_timeout_ms))
-		resolving = true;
 	for (;;)
 	{
-		MpReader	reply;
-		AuReceive	got = AU_LOST;
-		int			left = (int) ((give_up - GetCurrentTimestamp()) / 1000);
+		int64		left = (give_up - GetCurrentTimestamp()) / 1000;
 
-		left = Max(Min(left, au_service_timeout_ms), 10);
-		if (resolving && !send_resolve(left))
-			au_disconnect(AU_COMMIT_SERVICE);
-		else
-			got = au_receive(AU_COMMIT_SERVICE, &reply, left, !resolving);
-
-		if (got == AU_RECEIVED)
+		ask(resolving ? NULL : msg, (int) Max(Min(left, au_service_timeout_ms), 10), &told);
+		if (told.answer == ANSWER_COMMITTED)
 		{
-			uint32		fields = au_mp_read_array(&reply);
-			int64		tag = au_mp_read_int(&reply);
-
-			if (tag == TAG_COMMIT_REPLY && fields >= 4)
-			{
-				Bytes		id = au_mp_read_bin(&reply);
-				int64		outcome = au_mp_read_int(&reply);
-				Tau			tau = au_mp_read_int(&reply);
-				Bytes		detail = {NULL, 0};
-
-				if (id.len != 16 || memcmp(id.data, txid, 16) != 0)
-					continue;	/* an older conversation's */
-				if (fields >= 5)
-					detail = au_mp_read_bin(&reply);
-				if (resolving)
-					au_disconnect(AU_COMMIT_SERVICE);	/* another reply may follow */
-				if (outcome == OUTCOME_COMMITTED)
-					return tau;
-				report_refusal(outcome, detail);
-			}
-			if (tag == TAG_RESOLVE_REPLY && fields >= 4)
-			{
-				Bytes		id = au_mp_read_bin(&reply);
-				int64		outcome = au_mp_read_int(&reply);
-				Tau			tau = au_mp_read_int(&reply);
-
-				if (id.len != 16 || memcmp(id.data, txid, 16) != 0)
-					continue;
-				if (outcome == OUTCOME_COMMITTED)
-				{
-					au_disconnect(AU_COMMIT_SERVICE);
-					return tau;
-				}
-				if (outcome == OUTCOME_KILLED)
-				{
-					au_disconnect(AU_COMMIT_SERVICE);
-					if (cancelled)
-					{
-						RESUME_INTERRUPTS();
-						holding_interrupts = false;
-						CHECK_FOR_INTERRUPTS();
-						ereport(ERROR,
-								(errcode(ERRCODE_QUERY_CANCELED),
-								 errmsg("canceling statement due to user request")));
-					}
-					ereport(ERROR,
-							(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-							 errmsg("the transaction did not reach the commit service"),
-							 errhint("The transaction might succeed if retried.")));
-				}
-				/* pending: the answer follows; ask again in a moment */
-			}
-			else if (tag == TAG_ERROR && !resolving)
-			{
-				Bytes		state = au_mp_read_bin(&reply);
-				Bytes		text = au_mp_read_bin(&reply);
-
-				au_disconnect(AU_COMMIT_SERVICE);
-				/* the service says errors only before it accepts a commit */
-				ereport(ERROR,
-						(errcode(state.len == 5 ? MAKE_SQLSTATE(state.data[0], state.data[1], state.data[2],
-																state.data[3], state.data[4])
-								 : ERRCODE_INTERNAL_ERROR),
-						 errmsg("%.*s", (int) text.len, (const char *) text.data)));
-			}
+			commit_state = COMMIT_DECIDED;
+			if (resolving)
+				au_disconnect(AU_COMMIT_SERVICE);	/* another reply may follow */
+			return told.tau;
 		}
-		else if (got == AU_CANCEL)
-		{
+		if (told.answer == ANSWER_REFUSED || told.answer == ANSWER_KILLED)
+			break;
+		if (told.answer == ANSWER_CANCEL)
 			cancelled = true;
-			resolving = true;
-			continue;
-		}
-		else
+		if (told.answer == ANSWER_ERROR && !resolving)
+		{
+			/* it says so before it accepts a commit, but only "killed" is a proof */
+			sqlstate = told.sqlstate;
+			snprintf(complaint, sizeof(complaint), "%.*s", (int) told.detail.len, (const char *) told.detail.data);
 			au_disconnect(AU_COMMIT_SERVICE);
-
-		resolving = true;
+		}
 		if (GetCurrentTimestamp() >= give_up)
 			report_unknown();
-		if (wait_event == 0)
-			wait_event = WaitEventExtensionNew("AustralisResolve");
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10, wait_event);
-		ResetLatch(MyLatch);
+		if (resolving)
+		{
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10, wait_event);
+			ResetLatch(MyLatch);
+		}
+		resolving = true;
 	}
+
+	/* certainly not committed */
+	commit_state = COMMIT_NONE;
+	holding_interrupts = false;
+	RESUME_INTERRUPTS();
+	if (told.answer == ANSWER_REFUSED)
+		report_refusal(told.outcome, told.detail);
+	au_disconnect(AU_COMMIT_SERVICE);	/* another reply may follow */
+	if (sqlstate != 0)
+		ereport(ERROR, (errcode(sqlstate), errmsg("%s", complaint)));
+	if (cancelled)
+	{
+		CHECK_FOR_INTERRUPTS();
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("canceling statement due to user request")));
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("the transaction did not reach the commit service"),
+			 errhint("The transaction might succeed if retried.")));
+}
+
+/*
+ * PostgreSQL queues notifications after our callback, and fails there if the
+ * queue is full.  It must do so before the decision; after it, there is room.
+ */
+static void
+notify_before_decision(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool pending = false;
+
+	/* async.c tells no other way whether there is anything to do */
+	PG_TRY();
+	{
+		AtPrepare_Notify();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		pending = true;
+	}
+	PG_END_TRY();
+	if (!pending)
+		return;
+
+	/* what PreCommit_Notify() will take: an xid, and the lock of those who notify */
+	(void) GetCurrentTransactionId();
+	LockSharedObject(DatabaseRelationId, InvalidOid, 0, AccessExclusiveLock);
+	if (DatumGetFloat8(DirectFunctionCall1(pg_notification_queue_usage, (Datum) 0)) >= 1.0)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("too many notifications in the NOTIFY queue")));
+	if (notify_queue_pages == 0)
+		notify_queue_pages = max_notify_queue_pages;
+}
+
+/* The transaction has ended, or will not. */
+static void
+notify_limit_again(void)
+{
+	if (notify_queue_pages != 0)
+		max_notify_queue_pages = notify_queue_pages;
+	notify_queue_pages = 0;
 }
 
 static void
@@ -947,10 +1119,13 @@ pre_commit(void)
 	/*
 	 * PostgreSQL does this after us.  It may fail, or drop more than a
 	 * temporary table: before the decision it may do both.  The second time
-	 * there is nothing left to do.
+	 * there is nothing left to do, since the flag says that all are empty.
 	 */
 	if (MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE)
+	{
 		PreCommit_on_commit_actions();
+		MyXactFlags &= ~XACT_FLAGS_ACCESSEDTEMPNAMESPACE;
+	}
 
 	initStringInfo(&ddl_record);
 	has_ddl = au_ddl_collect(&ddl_record, &ddl_changed, &depends);
@@ -962,7 +1137,7 @@ pre_commit(void)
 
 	/* whatever was bulk-loaded goes the cheap way to its end */
 	foreach_ptr(uint64, relid, ingested_relids)
-		flush_relid(*relid);
+		flush_relid(*relid, NULL);
 
 	ingest_wait(0);
 
@@ -1034,8 +1209,13 @@ pre_commit(void)
 		au_mp_nil(&msg);
 	append_drops(&msg);
 
+	/* what PostgreSQL does after us and may fail, or nothing is left to do */
+	smgrDoPendingSyncs(true, false);
+	notify_before_decision();
+
 	tau = converse(&msg);
-	commit_state = COMMIT_DECIDED;
+	if (notify_queue_pages != 0)
+		max_notify_queue_pages = INT_MAX;
 	ddl_tau = tau;
 	if (msg.maxlen > 1024 * 1024)
 	{
@@ -1058,11 +1238,12 @@ au_commit_autonomous(Bytes key, Bytes value)
 	int64		outcome;
 
 	ingest_wait(0);
-	memcpy(saved, txid, 16);
-	have_txid = false;
 	au_page_snapshot(&acked, &ddl);
 	au_connect(AU_COMMIT_SERVICE);
 	initStringInfo(&msg);
+	/* nothing may fail until it is back: chunks were sent under it */
+	memcpy(saved, txid, 16);
+	have_txid = false;
 	begin_commit_message(&msg, au_service_generation(AU_COMMIT_SERVICE), acked);
 	memcpy(txid, saved, 16);
 	have_txid = had;
@@ -1148,6 +1329,7 @@ xact_callback(XactEvent event, void *arg)
 						 errmsg("cannot PREPARE a transaction that has written tables of the cluster")));
 			break;
 		case XACT_EVENT_COMMIT:
+			notify_limit_again();
 			if (ddl_n != 0)
 				au_ddl_committed(ddl_n, ddl_tau, ddl_changed);
 			if (holding_interrupts)
@@ -1159,6 +1341,14 @@ xact_callback(XactEvent event, void *arg)
 			break;
 		case XACT_EVENT_ABORT:
 			holding_interrupts = false; /* an error has reset the count */
+			notify_limit_again();
+			if (commit_state == COMMIT_SENT && !proc_exit_inprogress)
+			{
+				/* converse() lets nothing escape; were it otherwise ... */
+				commit_state = COMMIT_NONE;
+				ingested_relids = NIL;
+				report_unknown();
+			}
 			if (commit_state == COMMIT_DECIDED)
 			{
 				/*
@@ -1170,7 +1360,9 @@ xact_callback(XactEvent event, void *arg)
 						(errcode(ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN),
 						 errmsg("local commit failed after the cluster had committed")));
 			}
-			send_garbage();
+			/* it may have committed: then these are no garbage */
+			if (commit_state == COMMIT_NONE)
+				send_garbage();
 			end_transaction();
 			break;
 		case XACT_EVENT_PREPARE:

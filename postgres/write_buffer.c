@@ -44,7 +44,8 @@ struct WbRelation
 	uint64		changes;
 	uint64		flushes;
 	Size		bytes;
-	Size		next_flush;		/* not before it is that large */
+	Size		next_flush;		/* not before it is that large ... */
+	CommandId	vain_while;		/* or this command, unless invalid, has ended */
 	int64		puts;			/* keys first written by a put, for estimates */
 	int64		put_bytes;
 };
@@ -119,6 +120,7 @@ au_wb_relation(RelId relid, bool create)
 		wb_context = AllocSetContextCreate(TopTransactionContext, "write buffer", ALLOCSET_DEFAULT_SIZES);
 	r = MemoryContextAllocZero(wb_context, sizeof(WbRelation));
 	r->relid = relid;
+	r->vain_while = InvalidCommandId;
 	/* small blocks first: most transactions write a row or two */
 	r->context = BumpContextCreate(wb_context, "write buffer of a relation", 0, 1024, 1024 * 1024);
 	r->next = relations;
@@ -168,15 +170,20 @@ au_wb_relation_bytes(WbRelation *relation)
 }
 
 void
-au_wb_flush_in_vain(WbRelation *relation)
+au_wb_flush_in_vain(WbRelation *relation, CommandId running)
 {
 	relation->next_flush = relation->bytes * 2;
+	relation->vain_while = running;
 }
 
 bool
 au_wb_flush_due(const WbRelation *relation, Size bytes)
 {
-	return relation->bytes > Max(bytes, relation->next_flush);
+	if (relation->bytes <= bytes)
+		return false;
+	if (relation->bytes > relation->next_flush)
+		return true;
+	return relation->vain_while != InvalidCommandId && au_next_running_command(-1) != relation->vain_while;
 }
 
 /*
@@ -355,7 +362,10 @@ au_wb_lock(Bytes key, LockTupleMode mode)
 		for (WbVersion *v = e ? e->newest : NULL; v; v = v->older)
 		{
 			if (!v->blind && v->mode >= mode)
+			{
+				e->newest->was_locked = true;	/* for xmax of the next version */
 				return;
+			}
 		}
 	}
 	(void) add_version(key, none, WB_LOCK, FirstCommandId, mode, false);
@@ -474,6 +484,7 @@ au_wb_clear_relation(WbRelation *relation)
 	relation->puts = 0;
 	relation->put_bytes = 0;
 	relation->next_flush = 0;
+	relation->vain_while = InvalidCommandId;
 	relation->changes++;
 	relation->flushes++;
 	/* it may point into what is gone */

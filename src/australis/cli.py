@@ -208,14 +208,24 @@ class _Screen:
 
 def _detach(layout: Layout, arguments: list[str]) -> None:
     """Start the cluster in a session of its own; return once it is ready, or fail with what it said."""
+    from australis.control_plane import privileges
+
+    # as root: what `drop` would do, without starting Python once more for it
+    service = privileges.prepare(layout) if privileges.is_root() else None
+    program = service.program if service else sys.executable
     reader, writer = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "australis", *arguments, "--ready-fd", str(writer)],
+        [program, "-P", "-m", "australis", *arguments, "--ready-fd", str(writer)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        pass_fds=[writer],
+        pass_fds=[writer] if service is None or service.in_use is None else [writer, service.in_use],
         start_new_session=True,
+        cwd=layout.data if service else None,
+        env=service.environment if service else None,
+        user=service.user.pw_uid if service else None,
+        group=service.user.pw_gid if service else None,
+        extra_groups=[] if service else None,
     )
     os.close(writer)
     assert process.stderr is not None

@@ -264,5 +264,11 @@ def test_next_claim_names_the_end_of_a_generation() -> None:
     claim = second.journal.next_claim(1)
     assert claim is not None
     assert (claim.previous, claim.tau, claim.position.generation) == (position, 50, 2)
+    # known without reading, and the same as what is read
+    assert claim in list(second.journal.tail(START))
     assert second.journal.next_claim(2) is None
     second.journal.close()
+    layer.kill()
+    third = Owner(layer)
+    assert third.journal.next_claim(1) == claim
+    third.journal.close()

@@ -24,6 +24,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from australis.control_plane.layout import ClusterError, Layout, unusable
 
@@ -66,18 +67,34 @@ def can_reach(user: pwd.struct_passwd, directory: Path) -> bool:
     return _as_user(user, lambda: os.access(existing, os.X_OK))
 
 
-def drop(layout: Layout, arguments: Sequence[str]) -> None:
-    """Replace this process by `python -m australis ARGUMENTS` as the service user. Returns only by ClusterError."""
+class Unprivileged(NamedTuple):
+    """How the service user runs this installation."""
+
+    user: pwd.struct_passwd
+    program: str
+    environment: dict[str, str]
+    in_use: int | None  # descriptor to inherit: says that the directory of links is in use
+
+
+def prepare(layout: Layout) -> Unprivileged:
+    """Give the service user its data directory and programs that it can reach. Raises ClusterError."""
     user = service_user(layout)
     _give_data_directory(layout, user)
     environment = {
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
     }
     environment |= {"HOME": str(layout.data), "USER": user.pw_name, "LOGNAME": user.pw_name}
-    program = sys.executable
-    if not _as_user(user, _installation_readable):
-        program, extra = _runtime(user)
-        environment |= extra
+    if _as_user(user, _installation_readable):
+        return Unprivileged(user, sys.executable, environment, None)
+    program, extra, in_use = _runtime(user)
+    return Unprivileged(user, program, environment | extra, in_use)
+
+
+def drop(layout: Layout, arguments: Sequence[str]) -> None:
+    """Replace this process by `python -m australis ARGUMENTS` as the service user. Returns only by ClusterError."""
+    user, program, environment, in_use = prepare(layout)
+    if in_use is not None:
+        os.set_inheritable(in_use, True)
     os.chdir(layout.data)
     os.setgroups([])
     os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
@@ -125,8 +142,11 @@ def _installation_readable() -> bool:
     return all(os.access(place, os.R_OK | (os.X_OK if place.is_dir() else 0)) for place in places)
 
 
-def _runtime(user: pwd.struct_passwd) -> tuple[str, dict[str, str]]:
-    """Make what the user cannot reach reachable; returns the interpreter and the environment that uses the copy."""
+def _runtime(user: pwd.struct_passwd) -> tuple[str, dict[str, str], int]:
+    """Make what the user cannot reach reachable.
+
+    Returns the interpreter and the environment that use the copy, and the descriptor that keeps it.
+    """
     needs_python = not _as_user(
         user, lambda: os.access(_interpreter(), os.X_OK) and os.access(_stdlib() / "os.py", os.R_OK)
     )
@@ -142,7 +162,6 @@ def _runtime(user: pwd.struct_passwd) -> tuple[str, dict[str, str]]:
         # Inherited by the cluster, and freed by its end: says that this directory is in use.
         used = os.open(target / "lock", os.O_RDONLY)
         fcntl.flock(used, fcntl.LOCK_SH)
-        os.set_inheritable(used, True)
         os.close(making)
     except OSError as error:
         raise ClusterError(
@@ -152,8 +171,8 @@ def _runtime(user: pwd.struct_passwd) -> tuple[str, dict[str, str]]:
     environment = {"PYTHONPATH": str(target / "site"), "PYTHONNOUSERSITE": "1"}
     if needs_python:
         environment |= {"PYTHONHOME": str(target / "python"), "LD_LIBRARY_PATH": str(target / "python" / "lib")}
-        return str(target / "python" / "bin" / base.name), environment
-    return str(base), environment
+        return str(target / "python" / "bin" / base.name), environment, used
+    return str(base), environment, used
 
 
 def _make_runtime(target: Path, python: Path | None) -> None:

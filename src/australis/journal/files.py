@@ -125,6 +125,7 @@ class FilesJournal:
         self._part_bytes = min(PART_BYTES, smallest // 4)
         self._group_limit = min(GROUP_LIMIT, smallest // 2)
         self._generation = 0
+        self._claim: Entry | None = None
         self._queue: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
         self._batch: list[_Queued] = []  # appended, not flushed; the owner's thread only
         self._batch_bytes = 0
@@ -196,7 +197,7 @@ class FilesJournal:
                 self._layer.close(fd)
             groups = verify_groups(data, segment, self._cluster)
             number = segment.first_group + len(groups.offsets)
-            scanner = SegmentScanner(self._layer, segment, self._cluster, groups.end, number)
+            scanner = SegmentScanner(self._layer, segment, self._cluster, groups.end, number, data)
             try:
                 check_end(scanner, segment, self._segments[index + 1] if index + 1 < len(self._segments) else None)
                 if segment.id >= recent[0].id and groups.offsets:
@@ -251,6 +252,7 @@ class FilesJournal:
         state = self._state
         generation = max(state.position.generation, self._generation) + 1
         floor = max(state.tau, state.horizon)
+        nonce = os.urandom(16)  # by which a claimer recognises its own claim
         record = encode_record(
             Kind.CLAIM,
             0,
@@ -260,7 +262,7 @@ class FilesJournal:
             state.position.hash,
             0,
             floor,
-            os.urandom(16),  # the nonce by which a claimer recognises its own claim
+            nonce,
             b"",
         )
         self._generation = generation
@@ -273,6 +275,7 @@ class FilesJournal:
             raise self._write_error(error) from None
         self._next = position
         self.durable = position.sequence
+        self._claim = Entry(state.position, position, Kind.CLAIM, 0, floor, 0, nonce, b"")
         self._writer = threading.Thread(target=self._run, name="journal-writer", daemon=True)
         self._writer.start()
         return Claimed(generation, position, floor, state.ddl, list(self._known), self._known_floor)
@@ -595,6 +598,8 @@ class FilesJournal:
         start = [s for s in segments if s.start.position.generation <= generation]
         if not start:
             return None
+        if generation == self._generation - 1:
+            return self._claim  # what storage asks after a restart: nothing to read
         for entry in self.tail(start[-1].start.position):
             if entry.kind == Kind.CLAIM and entry.position.generation > generation:
                 return entry

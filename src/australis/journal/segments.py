@@ -207,14 +207,21 @@ class SegmentScanner:
     """Reads the groups of one segment in order, from a window of its bytes."""
 
     def __init__(
-        self, layer: FileLayer, segment: Segment, cluster: bytes, offset: int = BLOCK, number: int | None = None
+        self,
+        layer: FileLayer,
+        segment: Segment,
+        cluster: bytes,
+        offset: int = BLOCK,
+        number: int | None = None,
+        data: bytes = b"",
     ) -> None:
-        """Start at the group `number` at `offset` (the first one)."""
+        """Start at the group `number` at `offset` (the first one). `data`: all bytes, if they were just read."""
         self._layer = layer
         self._segment = segment
         self._cluster_crc = crc32c(cluster)
         self._fd = layer.open(segment.path)
-        self._window = b""
+        self._data = data
+        self._window = data
         self._window_at = 0
         self._window_bytes = 1 << 18  # grows to _WINDOW: a tail usually wants little
         self.offset = offset
@@ -270,17 +277,20 @@ class SegmentScanner:
         needle = GROUP_MAGIC + self._segment.id.to_bytes(8, "little")
         at = self.offset + SECTOR
         while at < self._segment.size:
-            chunk = self._layer.read(self._fd, _WINDOW, at)
+            if self._data:
+                chunk, start, at = self._data, at, 0
+            else:
+                chunk, start = self._layer.read(self._fd, _WINDOW, at), 0
             if not chunk:
                 return None
-            found = chunk.find(needle)
+            found = chunk.find(needle, start)
             while found >= 0:
                 if (at + found) % SECTOR == 0:
                     group = self._group_at(at + found)
                     if group is not None and group.number >= self.number:
                         return group
                 found = chunk.find(needle, found + 1)
-            at += _WINDOW
+            at += len(chunk)
         return None
 
 
