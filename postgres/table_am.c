@@ -364,18 +364,35 @@ static void
 tuple_get_latest_tid(TableScanDesc sscan, ItemPointer tid)
 {
 	TidTarget	target;
-	WbVersion  *seen;
+	CommandId	curcid = au_snapshot_curcid(sscan->rs_snapshot);
+	WbVersion  *from;
+	WbVersion  *latest;
+	Bytes		key;
 
 	if (!au_tid_lookup(tid, &target))
 		return;
-	seen = au_wb_lookup(target.key, au_snapshot_curcid(sscan->rs_snapshot));
-	if (seen != NULL && seen != target.version && seen->kind == WB_PUT)
+	from = target.version;
+	key = target.key;
+	for (;;)
 	{
-		StringInfo	key = scratch(SCRATCH_OLDKEY);
+		WbVersion  *deleted = NULL;
 
-		appendBinaryStringInfo(key, target.key.data, target.key.len);
-		au_tid_assign(tid, as_bytes(key), seen, true);
+		/* the first deletion after it ended its life under this key */
+		latest = au_wb_lookup(key, curcid);
+		for (WbVersion *v = latest; v != NULL && v != from; v = v->older)
+		{
+			if (v->kind == WB_DELETE)
+				deleted = v;
+		}
+		if (deleted == NULL)
+			break;
+		if (!deleted->moved)
+			return;				/* a row that came later is another one */
+		from = WB_MOVED_TO(deleted);
+		key = from->entry->key;
 	}
+	if (latest != NULL && latest != target.version)
+		au_tid_assign(tid, latest->entry->key, latest, true);
 }
 
 static bool
@@ -793,9 +810,9 @@ tuple_update(Relation rel, ItemPointer otid, TupleTableSlot *slot, CommandId cid
 
 	row = scratch(SCRATCH_ROW);
 	au_row_encode(row, RelationGetDescr(rel), slot->tts_values, slot->tts_isnull, au_xmin());
-	if (moved)
-		(void) au_wb_delete(as_bytes(oldkey), cid, LockTupleExclusive, false);
 	version = au_wb_put(as_bytes(key), as_bytes(row), cid, mode, false);
+	if (moved)
+		au_wb_move(as_bytes(oldkey), version);
 	version->replaces = !moved && target.version == NULL;
 	au_tid_assign(&slot->tts_tid, as_bytes(key), version, true);
 	slot->tts_tableOid = RelationGetRelid(rel);

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -695,8 +696,8 @@ class ScanGenerator:
             value = self.focus[name]
         text = _literal(value, case)
         others = CROSS.get(case.name)
-        if cross and others and self.rng.random() < 0.4:
-            # a value that the other type cannot hold is an error on both sides
+        # times at the ends of a type's range: whether the cast fails depends on the plan
+        if cross and others and self.rng.random() < 0.4 and not re.search("5874897|294276|4713", value):
             return f"{text}::{self.rng.choice(others)}"
         return text
 
