@@ -415,6 +415,13 @@ typedef struct FetchedRow
 } FetchedRow;
 extern FetchedRow au_fetched_row;
 
+/*
+ * table_am.c: offset of the TID of a row that was not written because its key
+ * was there; whoever is asked to index it calls this, which raises the error.
+ */
+#define AU_REFUSED_OFFSET	PG_UINT16_MAX
+pg_noreturn extern void au_report_refused(Relation rel);
+
 /* ------------------------------------------------------------ transaction.c */
 
 /* tau_start of this transaction, taken now if there is none yet. */

@@ -552,7 +552,10 @@ tids_needed(Relation rel)
 	return rel->trigdesc != NULL || au_tid_keep_inserted;
 }
 
-static void
+/*
+ * Write the row, or return false if its key is there.
+ */
+static bool
 insert_row(Relation rel, TupleTableSlot *slot, CommandId cid)
 {
 	const TableLayout *layout = au_table_layout_decide(rel);
@@ -565,7 +568,7 @@ insert_row(Relation rel, TupleTableSlot *slot, CommandId cid)
 	slot_getallattrs(slot);
 	au_table_key(key, rel, layout, slot);
 	if (keyed && key_exists(rel, as_bytes(key)))
-		report_duplicate(rel, layout, slot);
+		return false;
 	au_row_encode(row, RelationGetDescr(rel), slot->tts_values, slot->tts_isnull, au_xmin());
 
 	/*
@@ -576,6 +579,7 @@ insert_row(Relation rel, TupleTableSlot *slot, CommandId cid)
 	au_tid_assign(&slot->tts_tid, as_bytes(key), version, tids_needed(rel));
 	slot->tts_tableOid = RelationGetRelid(rel);
 	mark_written(slot, version);
+	return true;
 }
 
 static void
@@ -583,7 +587,8 @@ tuple_insert(Relation rel, TupleTableSlot *slot, CommandId cid, int options,
 			 struct BulkInsertStateData *bistate)
 {
 	au_check_relation_not_ahead(rel);
-	insert_row(rel, slot, cid);
+	if (!insert_row(rel, slot, cid))
+		report_duplicate(rel, au_table_layout(rel), slot);
 	pgstat_count_heap_insert(rel, 1);
 	au_flush_if_large(rel);
 }
@@ -593,7 +598,8 @@ tuple_insert_speculative(Relation rel, TupleTableSlot *slot, CommandId cid, int 
 						 struct BulkInsertStateData *bistate, uint32 specToken)
 {
 	au_check_relation_not_ahead(rel);
-	insert_row(rel, slot, cid);
+	if (!insert_row(rel, slot, cid))
+		report_duplicate(rel, au_table_layout(rel), slot);
 	pgstat_count_heap_insert(rel, 1);
 }
 
@@ -610,13 +616,46 @@ tuple_complete_speculative(Relation rel, TupleTableSlot *slot, uint32 specToken,
 	(void) au_wb_delete(target.key, target.version->cmin, LockTupleExclusive, false);
 }
 
+/*
+ * The row of a batch whose key was there.  COPY knows whose line it was only
+ * while it writes index entries, row by row, so the row gets a TID that names
+ * nothing, and the error is raised when its entries are asked for.
+ */
+static struct
+{
+	TupleTableSlot *slot;
+	Oid			relid;
+	uint64		serial;
+}			refused = {0};
+
+void
+au_report_refused(Relation rel)
+{
+	TupleTableSlot *slot = refused.slot;
+
+	refused.slot = NULL;
+	if (slot == NULL || refused.relid != RelationGetRelid(rel) || refused.serial != au_transaction_serial())
+		elog(ERROR, "no row of table \"%s\" was refused", RelationGetRelationName(rel));
+	report_duplicate(rel, au_table_layout(rel), slot);
+}
+
 static void
 multi_insert(Relation rel, TupleTableSlot **slots, int nslots, CommandId cid, int options,
 			 struct BulkInsertStateData *bistate)
 {
 	au_check_relation_not_ahead(rel);
+	refused.slot = NULL;
 	for (int i = 0; i < nslots; i++)
-		insert_row(rel, slots[i], cid);
+	{
+		if (!insert_row(rel, slots[i], cid))
+		{
+			ItemPointerSet(&slots[i]->tts_tid, 0, AU_REFUSED_OFFSET);
+			refused.slot = slots[i];
+			refused.relid = RelationGetRelid(rel);
+			refused.serial = au_transaction_serial();
+			return;
+		}
+	}
 	pgstat_count_heap_insert(rel, nslots);
 
 	/*
@@ -854,6 +893,10 @@ tuple_lock(Relation rel, ItemPointer tid, Snapshot snapshot, TupleTableSlot *slo
 static void
 finish_bulk_insert(Relation rel, int options)
 {
+	/* nobody asked for its entries: the row must not get lost */
+	if (refused.slot != NULL && refused.relid == RelationGetRelid(rel) &&
+		refused.serial == au_transaction_serial())
+		au_report_refused(rel);
 }
 
 /* -------------------------------------------------------------------- DDL */
@@ -962,7 +1005,8 @@ relation_copy_for_cluster(Relation OldTable, Relation NewTable, Relation OldInde
 				copy->tts_isnull[i] = true;
 		}
 		ExecStoreVirtualTuple(copy);
-		insert_row(NewTable, copy, GetCurrentCommandId(true));
+		if (!insert_row(NewTable, copy, GetCurrentCommandId(true)))
+			report_duplicate(NewTable, au_table_layout(NewTable), copy);
 		au_flush_if_large(NewTable);
 		*num_tuples += 1;
 	}
