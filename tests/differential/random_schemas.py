@@ -44,7 +44,7 @@ class Table:
     partitioned: str = ""  # "", range, list, hash
     partitions: list[str] = field(default_factory=list)
     detached: list[tuple[str, str]] = field(default_factory=list)
-    indexes: list[str] = field(default_factory=list)
+    indexes: dict[str, str] = field(default_factory=dict)  # name -> keys and WHERE
     constraints: list[str] = field(default_factory=list)
     triggers: list[str] = field(default_factory=list)
     has_ref: bool = False
@@ -70,7 +70,8 @@ class Model:
     tables: dict[str, Table] = field(default_factory=dict)
 
 
-def _literal(value: str, case: TypeCase) -> str:
+def quoted(value: str, case: TypeCase) -> str:
+    """A value as a literal of its type."""
     return "'" + value.replace("'", "''") + "'::" + case.type
 
 
@@ -105,7 +106,7 @@ class Generator:
         return self.rng.randrange(1, max(2, self.next_id))
 
     def value(self, case: TypeCase) -> str:
-        return _literal(self.rng.choice(case.values), case)
+        return quoted(self.rng.choice(case.values), case)
 
     def new_column(self) -> Column:
         case = self.rng.choice(list(self.cases.values()))
@@ -226,8 +227,8 @@ class Generator:
         elif roll < 0.6:
             count = self.rng.choice((10, 60))
             first = self.ids(count)
-            row = self.row(table, columns, 0)[1:-1].split(", ", 2)
-            rest = ", ".join(["i", "i % 4", *row[2:]]).replace("DEFAULT", "NULL")
+            values = self.row(table, columns, 0)[1:-1].split(", ", 2)
+            rest = ", ".join(["i", "i % 4", *values[2:]]).replace("DEFAULT", "NULL")
             self.add(f"INSERT INTO {target} SELECT {rest} FROM generate_series({first}, {first + count - 1}) i")
         elif roll < 0.7:
             offset = self.ids(self.next_id)
@@ -398,7 +399,9 @@ class Generator:
                 self.rng.choice((self.update, self.delete, self.insert))()
         self.out.append(f"CLOSE {name};")
         if self.chance(0.4):
-            self.out.append(f"DECLARE {name} CURSOR FOR SELECT * FROM {table.name} WHERE id >= {self.some_id()} FOR UPDATE;")
+            self.out.append(
+                f"DECLARE {name} CURSOR FOR SELECT * FROM {table.name} WHERE id >= {self.some_id()} FOR UPDATE;"
+            )
             self.out.append(f"--@ shape\nFETCH 1 FROM {name};")
             self.out.append(f"CLOSE {name};")
 
@@ -490,11 +493,12 @@ class Generator:
         if roll < 0.15:
             keys = "(id % 7), " + keys
         if roll > 0.8 and "id" not in keys.replace(",", "").split() and not table.partitioned:
-            self.add(f"CREATE UNIQUE INDEX {name} ON {table.name} ({keys}, id) INCLUDE (g){where}")
+            keys += ", id"
+            self.add(f"CREATE UNIQUE INDEX {name} ON {table.name} ({keys}) INCLUDE (g){where}")
         else:
             include = " INCLUDE (id)" if self.chance(0.2) else ""
             self.add(f"CREATE INDEX {name} ON {table.name} ({keys}){include}{where}")
-        table.indexes.append(name)
+        table.indexes[name] = f"{keys}{where}"
 
     def alter(self) -> None:
         rng, table = self.rng, self.table()
@@ -533,6 +537,8 @@ class Generator:
             column = rng.choice(table.typed)
             new = self.name("c")
             self.add(f"ALTER TABLE {table.name} RENAME COLUMN {column.name} TO {new}")
+            for name, words in table.indexes.items():
+                table.indexes[name] = re.sub(rf"\b{column.name}\b", new, words)
             column.name = new
         elif choice == 8 and table.written and "text" in self.cases:
             column = rng.choice(table.written)
@@ -558,7 +564,7 @@ class Generator:
         elif choice == 12:
             self.rng.choice((self.truncate, self.rewrite))(table)
         elif choice == 13 and table.indexes:
-            self.add(f"DROP INDEX IF EXISTS {rng.choice(table.indexes)}")
+            self.add(f"DROP INDEX IF EXISTS {rng.choice(list(table.indexes))}")
         elif choice == 14 and table.triggers:
             trigger = table.triggers.pop()
             self.add(f"DROP TRIGGER {trigger} ON {table.name}")
@@ -640,6 +646,14 @@ class Generator:
             self.out.append(f"SELECT * FROM {table.name} ORDER BY id;")
             for column in table.columns:
                 self.out.append(f"SELECT id FROM {table.name} ORDER BY {column.name}, id;")
+        # through every index
+        self.out += ["SET enable_seqscan = off;", "SET enable_sort = off;", "SET enable_incremental_sort = off;"]
+        for table in self.model.tables.values():
+            for words in table.indexes.values():
+                keys, _, where = words.partition(" WHERE ")
+                where = f" WHERE {where}" if where else ""
+                order = ", ".join([keys] if re.search(r"\bid\b(?! %)", keys) else [keys, "id"])
+                self.out.append(f"--@ state\nSELECT id FROM {table.name}{where} ORDER BY {order};")
         self.out.append("SELECT * FROM log;")
         self.out.append(
             "SELECT c.relname, conname, pg_get_constraintdef(k.oid) FROM pg_constraint k JOIN pg_class c "
@@ -667,171 +681,3 @@ PROLOGUE = [
 def random_schema_script(seed: int, statements: int) -> str:
     """The file of a seed."""
     return Generator(seed).text(statements)
-
-
-CROSS = {
-    "int2": ("int2", "int4", "int8"), "int4": ("int2", "int4", "int8"), "int8": ("int2", "int4", "int8"),
-    "float4": ("float4", "float8"), "float8": ("float4", "float8"),
-    "date": ("date", "timestamp", "timestamptz"), "timestamp": ("date", "timestamp", "timestamptz"),
-    "timestamptz": ("date", "timestamp", "timestamptz"), "text": ("text", "name"), "name": ("text", "name"),
-}  # fmt: skip
-
-
-class ScanGenerator:
-    """Conditions of every form over multi-column keys with duplicates and NULLs, own uncommitted rows among them."""
-
-    def __init__(self, seed: int) -> None:
-        self.rng = random.Random(seed)
-        self.out = [f"-- seed {seed}"]
-        pool = [c for c in TYPES if c.array]
-        self.columns = [(f"c{i}", case) for i, case in enumerate(self.rng.choices(pool, k=3))]
-        size = self.rng.randrange(2, 6)
-        self.domain = {name: self.rng.sample(case.values, min(size, len(case.values))) for name, case in self.columns}
-        self.focus: dict[str, str] = {}  # what most conditions of a query are about, or few would match together
-        self.next_id = 1
-
-    def value(self, name: str, case: TypeCase, cross: bool = True) -> str:
-        value = self.rng.choice(case.values if self.rng.random() < 0.2 else self.domain[name])
-        if name in self.focus and self.rng.random() < 0.7:
-            value = self.focus[name]
-        text = _literal(value, case)
-        others = CROSS.get(case.name)
-        # times at the ends of a type's range: whether the cast fails depends on the plan
-        if cross and others and self.rng.random() < 0.4 and not re.search("5874897|294276|4713", value):
-            return f"{text}::{self.rng.choice(others)}"
-        return text
-
-    def row(self) -> str:
-        values = [str(self.next_id)]
-        self.next_id += 1
-        for name, case in self.columns:
-            null = self.rng.random() < 0.2
-            values.append("NULL" if null else _literal(self.rng.choice(self.domain[name]), case))
-        return "(" + ", ".join(values) + ")"
-
-    def condition(self) -> str:
-        rng = self.rng
-        name, case = rng.choice(self.columns)
-        operator = rng.choice(("=", "=", "<", "<=", ">", ">="))
-        roll = rng.random()
-        if roll < 0.35:
-            return f"{name} {operator} {self.value(name, case)}"
-        if roll < 0.45:
-            return f"{name} IS {rng.choice(('', 'NOT '))}NULL"
-        if roll < 0.60:
-            values = [self.value(name, case, cross=False) for _ in range(rng.randrange(1, 4))]
-            if rng.random() < 0.3:
-                values.append("NULL")
-            rng.shuffle(values)
-            return f"{name} {operator} ANY (ARRAY[{', '.join(values)}]::{case.type}[])"
-        if roll < 0.70:
-            values = [self.value(name, case, cross=False) for _ in range(2)]
-            return f"{name} {rng.choice(('=', '<', '>='))} ALL (ARRAY[{', '.join(values)}]::{case.type}[])"
-        if roll < 0.9:
-            members = rng.sample(self.columns, rng.randrange(2, 4))
-            if rng.random() < 0.7:
-                members.sort(key=lambda c: self.columns.index(c))
-            left = [n for n, _ in members]
-            right = [self.value(n, c) if rng.random() < 0.93 else f"NULL::{c.type}" for n, c in members]
-            if rng.random() < 0.4:
-                left.append("id")
-                right.append(str(rng.randrange(1, self.next_id)))
-            return f"({', '.join(left)}) {rng.choice(('<', '<=', '>', '>=', '='))} ({', '.join(right)})"
-        if roll < 0.95:
-            return f"id {operator} {rng.randrange(1, self.next_id)}"
-        if case.name in ("text", "name", "varchar"):
-            prefix = rng.choice(self.domain[name])[:2].replace("'", "''").replace("\\", "")
-            return f"{name} LIKE '{prefix}%'"
-        return f"{name} BETWEEN {self.value(name, case)} AND {self.value(name, case)}"
-
-    def where(self) -> str:
-        self.focus = {name: self.rng.choice(values) for name, values in self.domain.items()}
-        conditions = [self.condition() for _ in range(self.rng.randrange(1, 5))]
-        return " AND ".join(conditions) if self.rng.random() < 0.9 else " OR ".join(conditions[:2])
-
-    def index(self) -> str:
-        members = self.rng.sample(self.columns, self.rng.randrange(1, 4))
-        keys = [name + self.rng.choice(DIRECTIONS) for name, _ in members]
-        keys.insert(self.rng.randrange(1, len(keys) + 1), "id" + self.rng.choice(("", " DESC")))
-        return ", ".join(keys)
-
-    def order(self) -> str:
-        members = self.rng.sample(self.columns, self.rng.randrange(3))
-        return ", ".join([*(name + self.rng.choice(DIRECTIONS) for name, _ in members), f"id{self.rng.choice(('', ' DESC'))}"])
-
-    def text(self, statements: int) -> str:
-        rng, add = self.rng, self.out.append
-        for create in {case.create: None for _, case in self.columns if case.create}:
-            add(create)
-        columns = ", ".join(f"{name} {case.type}" for name, case in self.columns)
-        for table in ("a", "b"):
-            add(f"CREATE TABLE {table} (id int NOT NULL, {columns});")
-            add(f"INSERT INTO {table} VALUES {', '.join(self.row() for _ in range(60))};")
-            for _ in range(2):
-                add(f"CREATE INDEX ON {table} ({self.index()});")
-        key = rng.choice(self.columns)[0]
-        add(f"DELETE FROM a WHERE {key} IS NULL;")
-        add(f"ALTER TABLE a ADD PRIMARY KEY ({key}, id);")
-        add("SET enable_seqscan = off;")
-        opened = False
-        while len(self.out) < statements:
-            roll = rng.random()
-            table = rng.choice(("a", "b"))
-            order = self.order()
-            if roll < 0.06:
-                add("SET enable_sort = " + rng.choice(("on;", "off;")))
-            elif roll < 0.12:
-                add("--@ state\n" + ("ROLLBACK;" if rng.random() < 0.5 else "COMMIT;") if opened else "BEGIN;")
-                opened = not opened
-            elif roll < 0.3:
-                if opened:
-                    add("SAVEPOINT s;")
-                add(
-                    "--@ state\n"
-                    + rng.choice(
-                        (
-                            f"INSERT INTO {table} VALUES {self.row()}, {self.row()};",
-                            f"DELETE FROM {table} WHERE id = {rng.randrange(1, self.next_id)};",
-                            f"UPDATE {table} SET {key} = {self.value(key, dict(self.columns)[key], cross=False)} "
-                            f"WHERE id BETWEEN {rng.randrange(1, self.next_id)} AND {rng.randrange(1, self.next_id)};",
-                        )
-                    )
-                )
-                if opened:
-                    add("ROLLBACK TO s;" if rng.random() < 0.4 else "--@ state\nRELEASE s;")
-            elif roll < 0.36 and opened:
-                add("SAVEPOINT s;")
-                add(f"DECLARE c SCROLL CURSOR FOR SELECT id FROM {table} WHERE {self.where()} ORDER BY {order};")
-                for _ in range(6):
-                    step = rng.choice(("NEXT", "3", "LAST", "PRIOR", "BACKWARD 2", "FIRST", "RELATIVE 0", "ABSOLUTE -2"))
-                    add(f"--@ state\nFETCH {step} FROM c;")
-                add("ROLLBACK TO s;")
-            elif roll < 0.45:
-                name, case = rng.choice(self.columns)
-                method = rng.choice(("mergejoin", "nestloop"))
-                for other in ("mergejoin", "nestloop", "hashjoin"):
-                    add(f"SET enable_{other} = {'on' if other == method else 'off'};")
-                extra = rng.choice(("", f" AND a.{self.columns[0][0]} = b.{self.columns[0][0]}", " AND a.id < b.id"))
-                kind = rng.choice(("JOIN", "LEFT JOIN", "JOIN"))
-                add(f"--@ state\nSELECT a.id, b.id FROM a {kind} b ON a.{name} = b.{name}{extra} ORDER BY 1, 2;")
-            elif roll < 0.52:
-                name, case = rng.choice(self.columns)
-                if case.minmax:
-                    for function in ("min", "max"):
-                        add(
-                            f"--@ state\nSELECT id FROM {table} WHERE {name} = (SELECT {function}({name}) "
-                            f"FROM {table} WHERE {self.where()}) ORDER BY id;"
-                        )
-            else:
-                if opened:
-                    add("SAVEPOINT s;")
-                limit = rng.choice(("", "", f" LIMIT {rng.randrange(1, 6)}"))
-                add(f"--@ state\nSELECT * FROM {table} WHERE {self.where()} ORDER BY {order}{limit};")
-                if opened:
-                    add("ROLLBACK TO s;")
-        return "\n".join(self.out) + "\n"
-
-
-def random_scan_script(seed: int, statements: int) -> str:
-    """The file of a seed."""
-    return ScanGenerator(seed).text(statements)

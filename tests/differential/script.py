@@ -5,6 +5,7 @@ Statements end at `;` outside quotes, dollar quotes, comments, parentheses and S
 statement unless said otherwise:
 
     --@ any-order / ordered    how rows are compared (default: ordered iff there is an ORDER BY outside parentheses)
+    --@ state                  of an error only the SQLSTATE is compared (which of several rows fails first is open)
     --@ shape                  columns, tag and errors are compared, values are not
     --@ smoke                  only success or SQLSTATE is compared
     --@ ignore                 run, compare nothing (clean-up)
@@ -212,7 +213,18 @@ def _items(text: str) -> Iterator[Item]:
                     item.binary = "binary" in pending
                     pending.clear()
                     yield item
-                case "any-order" | "ordered" | "state" | "shape" | "smoke" | "ignore" | "params" | "binary" | "save" | "prepare":
+                case (
+                    "any-order"
+                    | "ordered"
+                    | "state"
+                    | "shape"
+                    | "smoke"
+                    | "ignore"
+                    | "params"
+                    | "binary"
+                    | "save"
+                    | "prepare"
+                ):
                     pending[name] = rest.strip()
                 case _:
                     raise ScriptError(f"line {number}: unknown directive {name!r}")
