@@ -34,6 +34,9 @@ class ScanGenerator:
         self.domain = {name: self.rng.sample(case.values, min(size, len(case.values))) for name, case in self.columns}
         self.focus: dict[str, str] = {}  # what most conditions of a query are about, or few would match together
         self.next_id = 1
+        self.big = self.rng.random() < 0.3
+        self.opened = False  # a transaction
+        self.loaded = 2  # ids below were there at first
 
     def value(self, name: str, case: TypeCase, cross: bool = True) -> str:
         value = self.rng.choice(case.values if self.rng.random() < 0.2 else self.domain[name])
@@ -80,10 +83,10 @@ class ScanGenerator:
             right = [self.value(n, c) if rng.random() < 0.93 else f"NULL::{c.type}" for n, c in members]
             if rng.random() < 0.4:
                 left.append("id")
-                right.append(str(rng.randrange(1, self.next_id)))
+                right.append(str(self.an_id()))
             return f"({', '.join(left)}) {rng.choice(('<', '<=', '>', '>=', '='))} ({', '.join(right)})"
         if roll < 0.95:
-            return f"id {operator} {rng.randrange(1, self.next_id)}"
+            return f"id {operator} {self.an_id()}"
         if case.name in ("text", "name", "varchar"):
             prefix = rng.choice(self.domain[name])[:2].replace("'", "''").replace("\\", "")
             return f"{name} LIKE '{prefix}%'"
@@ -102,82 +105,152 @@ class ScanGenerator:
 
     def order(self) -> str:
         members = self.rng.sample(self.columns, self.rng.randrange(3))
-        return ", ".join(
-            [*(name + self.rng.choice(DIRECTIONS) for name, _ in members), f"id{self.rng.choice(('', ' DESC'))}"]
+        keys = [name + self.rng.choice(DIRECTIONS) for name, _ in members]
+        return ", ".join([*keys, self.rng.choice(("id", "id DESC"))])
+
+    def an_id(self) -> int:
+        return self.rng.randrange(1, self.loaded if self.rng.random() < 0.8 else self.next_id)
+
+    # ------------------------------------------------------------ statements
+
+    def add(self, statement: str) -> None:
+        self.out.append(f"--@ state\n{statement};")
+
+    def add_alone(self, statement: str, keep: float = 0.0) -> None:
+        """A statement that may fail: a failure costs the open transaction nothing. With a probability it stays."""
+        if self.opened:
+            self.out.append("SAVEPOINT s;")
+        self.add(statement)
+        if self.opened:
+            self.add("RELEASE s" if self.rng.random() < keep else "ROLLBACK TO s")
+
+    def fill(self, table: str) -> None:
+        rows = ", ".join(self.row() for _ in range(60))
+        self.out.append(f"INSERT INTO {table} VALUES {rows};")
+        if self.big:  # more than one trip to storage
+            first, count = self.next_id, self.rng.randrange(500, 4000)
+            self.next_id += count
+            choices = []
+            for n, (name, case) in enumerate(self.columns):
+                values = ["NULL", *(quoted(v, case) for v in self.domain[name])]
+                choices.append(f"(ARRAY[{', '.join(values)}])[1 + (i * {7 + n * 4} / {1 + n}) % {len(values)}]")
+            self.out.append(
+                f"INSERT INTO {table} SELECT i, {', '.join(choices)} "
+                f"FROM generate_series({first}, {first + count - 1}) i;"
+            )
+        self.loaded = self.next_id
+
+    def write(self, table: str) -> None:
+        name, case = self.rng.choice(self.columns)
+        low = self.an_id()
+        value = self.value(name, case, cross=False)
+        forms = [
+            f"INSERT INTO {table} VALUES {self.row()}, {self.row()}",
+            f"DELETE FROM {table} WHERE id = {low}",
+            f"UPDATE {table} SET {name} = {value} WHERE id BETWEEN {low} AND {low + self.rng.randrange(60)}",
+            f"UPDATE {table} SET {name} = {value} WHERE {self.where()}",
+            f"DELETE FROM {table} WHERE ({self.where()}) AND id % 5 = 0",
+        ]
+        if self.next_id < 100_000_000:
+            columns = ", ".join(n for n, _ in self.columns)
+            forms.append(
+                f"INSERT INTO {table} SELECT id + {self.next_id}, {columns} FROM {table} "
+                f"WHERE ({self.where()}) AND id < {self.next_id} AND id % 3 = 0"
+            )
+            self.next_id *= 2
+        self.add_alone(self.rng.choice(forms), keep=0.6)
+
+    def cursor(self, table: str) -> None:
+        self.out.append("SAVEPOINT s;")
+        self.add(f"DECLARE c SCROLL CURSOR FOR SELECT id FROM {table} WHERE {self.where()} ORDER BY {self.order()}")
+        for _ in range(6):
+            self.add(f"FETCH {self.rng.choice(STEPS)} FROM c")
+        self.out.append("ROLLBACK TO s;")
+
+    def join(self) -> None:
+        rng = self.rng
+        name, _ = rng.choice(self.columns)
+        method = rng.choice(("mergejoin", "nestloop"))
+        for other in ("mergejoin", "nestloop", "hashjoin"):
+            self.out.append(f"SET enable_{other} = {'on' if other == method else 'off'};")
+        extra = rng.choice(("", f" AND a.{self.columns[0][0]} = b.{self.columns[0][0]}", " AND a.id < b.id"))
+        where = " WHERE a.id < 30" if self.big else ""
+        self.add_alone(
+            f"SELECT count(*), sum(a.id), sum(b.id) FROM a {rng.choice(('JOIN', 'LEFT JOIN'))} b "
+            f"ON a.{name} = b.{name}{extra}{where}"
         )
 
+    def lateral(self) -> None:
+        """Conditions whose values come from another row."""
+        rng = self.rng
+        conditions = []
+        for _ in range(rng.randrange(1, 3)):
+            members = rng.sample(self.columns, rng.randrange(1, 4))
+            operator = rng.choice(("=", "<", "<=", ">", ">="))
+            name, case = members[0]
+            if len(members) > 1:
+                left, right = (", ".join([*(f"{t}.{n}" for n, _ in members), f"{t}.id"]) for t in "ba")
+                conditions.append(f"({left}) {rng.choice(('<', '<=', '>', '>='))} ({right})")
+            elif rng.random() < 0.4:
+                values = f"a.{name}, NULL, {self.value(name, case, cross=False)}"
+                conditions.append(f"b.{name} {operator} ANY (ARRAY[{values}]::{case.type}[])")
+            else:
+                conditions.append(f"b.{name} {operator} a.{name}")
+        self.add_alone(
+            "SELECT a.id, x.id FROM a CROSS JOIN LATERAL (SELECT b.id FROM b "
+            f"WHERE {' AND '.join(conditions)} ORDER BY {self.order()} LIMIT 3) x WHERE a.id < 40 ORDER BY 1, 2"
+        )
+
+    def extreme(self, table: str) -> None:
+        name, case = self.rng.choice(self.columns)
+        if case.minmax:
+            for function in ("min", "max"):
+                self.add_alone(
+                    f"SELECT id FROM {table} WHERE {name} = (SELECT {function}({name}) "
+                    f"FROM {table} WHERE {self.where()}) ORDER BY id LIMIT 50"
+                )
+
+    def select(self, table: str) -> None:
+        limit = self.rng.choice(("", "", f" LIMIT {self.rng.randrange(1, 6)}", " FOR UPDATE"))
+        query = f"SELECT * FROM {table} WHERE {self.where()} ORDER BY {self.order()}{limit}"
+        if self.big:
+            query = f"SELECT count(*), md5(string_agg(q::text, ' ')) FROM ({query}) q"
+        self.add_alone(query)
+
     def text(self, statements: int) -> str:
-        rng, add = self.rng, self.out.append
-        for create in {case.create: None for _, case in self.columns if case.create}:
-            add(create)
+        rng = self.rng
+        self.out += list({case.create: None for _, case in self.columns if case.create})
         columns = ", ".join(f"{name} {case.type}" for name, case in self.columns)
         for table in ("a", "b"):
-            add(f"CREATE TABLE {table} (id int NOT NULL, {columns});")
-            add(f"INSERT INTO {table} VALUES {', '.join(self.row() for _ in range(60))};")
+            self.out.append(f"CREATE TABLE {table} (id int NOT NULL, {columns});")
+            self.fill(table)
             for _ in range(2):
-                add(f"CREATE INDEX ON {table} ({self.index()});")
+                self.out.append(f"CREATE INDEX ON {table} ({self.index()});")
         key = rng.choice(self.columns)[0]
-        add(f"DELETE FROM a WHERE {key} IS NULL;")
-        add(f"ALTER TABLE a ADD PRIMARY KEY ({key}, id);")
-        add("SET enable_seqscan = off;")
-        opened = False
+        self.out.append(f"DELETE FROM a WHERE {key} IS NULL;")
+        self.out.append(f"ALTER TABLE a ADD PRIMARY KEY ({key}, id);")
+        self.out.append("SET enable_seqscan = off;")
         while len(self.out) < statements:
             roll = rng.random()
             table = rng.choice(("a", "b"))
-            order = self.order()
             if roll < 0.06:
-                add("SET enable_sort = " + rng.choice(("on;", "off;")))
+                self.out.append("SET enable_sort = " + rng.choice(("on;", "off;")))
             elif roll < 0.12:
-                add("--@ state\n" + ("ROLLBACK;" if rng.random() < 0.5 else "COMMIT;") if opened else "BEGIN;")
-                opened = not opened
+                self.add(rng.choice(("COMMIT", "ROLLBACK")) if self.opened else "BEGIN")
+                self.opened = not self.opened
             elif roll < 0.3:
-                if opened:
-                    add("SAVEPOINT s;")
-                add(
-                    "--@ state\n"
-                    + rng.choice(
-                        (
-                            f"INSERT INTO {table} VALUES {self.row()}, {self.row()};",
-                            f"DELETE FROM {table} WHERE id = {rng.randrange(1, self.next_id)};",
-                            f"UPDATE {table} SET {key} = {self.value(key, dict(self.columns)[key], cross=False)} "
-                            f"WHERE id BETWEEN {rng.randrange(1, self.next_id)} AND {rng.randrange(1, self.next_id)};",
-                        )
-                    )
-                )
-                if opened:
-                    add("ROLLBACK TO s;" if rng.random() < 0.4 else "--@ state\nRELEASE s;")
-            elif roll < 0.36 and opened:
-                add("SAVEPOINT s;")
-                add(f"DECLARE c SCROLL CURSOR FOR SELECT id FROM {table} WHERE {self.where()} ORDER BY {order};")
-                for _ in range(6):
-                    step = rng.choice(
-                        ("NEXT", "3", "LAST", "PRIOR", "BACKWARD 2", "FIRST", "RELATIVE 0", "ABSOLUTE -2")
-                    )
-                    add(f"--@ state\nFETCH {step} FROM c;")
-                add("ROLLBACK TO s;")
-            elif roll < 0.45:
-                name, case = rng.choice(self.columns)
-                method = rng.choice(("mergejoin", "nestloop"))
-                for other in ("mergejoin", "nestloop", "hashjoin"):
-                    add(f"SET enable_{other} = {'on' if other == method else 'off'};")
-                extra = rng.choice(("", f" AND a.{self.columns[0][0]} = b.{self.columns[0][0]}", " AND a.id < b.id"))
-                kind = rng.choice(("JOIN", "LEFT JOIN", "JOIN"))
-                add(f"--@ state\nSELECT a.id, b.id FROM a {kind} b ON a.{name} = b.{name}{extra} ORDER BY 1, 2;")
-            elif roll < 0.52:
-                name, case = rng.choice(self.columns)
-                if case.minmax:
-                    for function in ("min", "max"):
-                        add(
-                            f"--@ state\nSELECT id FROM {table} WHERE {name} = (SELECT {function}({name}) "
-                            f"FROM {table} WHERE {self.where()}) ORDER BY id;"
-                        )
+                self.write(table)
+            elif roll < 0.36:
+                if self.opened:
+                    self.cursor(table)
+            elif roll < 0.42:
+                self.join()
+            elif roll < 0.5:
+                self.lateral()
+            elif roll < 0.56:
+                self.extreme(table)
             else:
-                if opened:
-                    add("SAVEPOINT s;")
-                limit = rng.choice(("", "", f" LIMIT {rng.randrange(1, 6)}"))
-                add(f"--@ state\nSELECT * FROM {table} WHERE {self.where()} ORDER BY {order}{limit};")
-                if opened:
-                    add("ROLLBACK TO s;")
+                self.select(table)
         return "\n".join(self.out) + "\n"
 
 
