@@ -35,6 +35,7 @@ class ScanGenerator:
         self.focus: dict[str, str] = {}  # what most conditions of a query are about, or few would match together
         self.next_id = 1
         self.big = self.rng.random() < 0.3
+        self.ascending = self.rng.random() < 0.5  # all columns of all indexes
         self.opened = False  # a transaction
         self.loaded = 2  # ids below were there at first
 
@@ -99,8 +100,10 @@ class ScanGenerator:
 
     def index(self) -> str:
         members = self.rng.sample(self.columns, self.rng.randrange(1, 4))
-        keys = [name + self.rng.choice(DIRECTIONS) for name, _ in members]
-        keys.insert(self.rng.randrange(1, len(keys) + 1), "id" + self.rng.choice(("", " DESC")))
+        keys = [name + self.rng.choice(("", " NULLS FIRST") if self.ascending else DIRECTIONS) for name, _ in members]
+        keys.insert(
+            self.rng.randrange(1, len(keys) + 1), "id" if self.ascending else self.rng.choice(("id", "id DESC"))
+        )
         return ", ".join(keys)
 
     def order(self) -> str:
@@ -188,7 +191,8 @@ class ScanGenerator:
             members = rng.sample(self.columns, rng.randrange(1, 4))
             operator = rng.choice(("=", "<", "<=", ">", ">="))
             name, case = members[0]
-            if len(members) > 1:
+            # PostgreSQL 18 loses rows when it repeats such a comparison over columns that are DESC
+            if len(members) > 1 and self.ascending:
                 left, right = (", ".join([*(f"{t}.{n}" for n, _ in members), f"{t}.id"]) for t in "ba")
                 conditions.append(f"({left}) {rng.choice(('<', '<=', '>', '>='))} ({right})")
             elif rng.random() < 0.4:
