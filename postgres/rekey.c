@@ -39,9 +39,12 @@
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/cluster.h"
+#include "commands/tablecmds.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "storage/lmgr.h"
+#include "tcop/cmdtag.h"
+#include "tcop/utility.h"
 #include "utils/evtcache.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
@@ -374,6 +377,7 @@ au_rekey_after_row_type(AlterTableStmt *stmt)
 
 		if (au_is_our_table(rel))
 		{
+			CheckTableNotInUse(rel, GetCommandTagName(CreateCommandTag((Node *) stmt)));
 			cluster_rel(rel, InvalidOid, &params);	/* closes it */
 			CommandCounterIncrement();
 		}
