@@ -202,11 +202,13 @@ typedef struct WbVersion
 	bool		blind;			/* the adjudicator neither checks nor records */
 	bool		replaces;		/* storage has an older version of the key */
 	bool		was_locked;		/* a row lock lies below it, or it was locked */
+	bool		moved;			/* a deletion: the row went on under another key */
 	uint32		value_len;
-	/* the value follows, MAXALIGNed */
+	/* the value follows, MAXALIGNed; if moved, a pointer to the new version */
 } WbVersion;
 
 #define WB_VALUE(v) ((const uint8 *) (v) + MAXALIGN(sizeof(WbVersion)))
+#define WB_MOVED_TO(v) (*(WbVersion *const *) WB_VALUE(v))
 
 /* One key this transaction has written or locked. */
 typedef struct WbEntry
@@ -226,6 +228,9 @@ typedef struct WbRelation WbRelation;
  */
 extern WbVersion *au_wb_put(Bytes key, Bytes value, CommandId cid, LockTupleMode mode, bool blind);
 extern WbVersion *au_wb_delete(Bytes key, CommandId cid, LockTupleMode mode, bool blind);
+
+/* The row of this key was put under another one: version, of the same command. */
+extern void au_wb_move(Bytes key, WbVersion *version);
 
 /* Record a row lock (FOR ..., foreign keys, unique guards). */
 extern void au_wb_lock(Bytes key, LockTupleMode mode);
@@ -424,6 +429,7 @@ extern bool au_layout_wants_rekey(Relation rel);
 
 /* rekey.c: rewrite relid (and its partitions) by a primary key just added */
 extern void au_rekey_if_needed(Oid relid);
+extern void au_rekey_after_row_type(struct AlterTableStmt *stmt);
 extern void au_rekey_announce(Node *stmt);
 extern bool au_rekey_replaces_build(Relation heap, Relation index);
 extern double au_copy_by_key(Relation old, Relation fresh);
@@ -456,6 +462,13 @@ typedef struct FetchedRow
 	KeyEntry	entry;
 } FetchedRow;
 extern FetchedRow au_fetched_row;
+
+/*
+ * table_am.c: offset of the TID of a row that was not written because its key
+ * was there; whoever is asked to index it calls this, which raises the error.
+ */
+#define AU_REFUSED_OFFSET	PG_UINT16_MAX
+pg_noreturn extern void au_report_refused(Relation rel);
 
 /* ------------------------------------------------------------ transaction.c */
 

@@ -317,6 +317,9 @@ au_index_insert(Relation index, Datum *values, bool *isnull, ItemPointer heap_ti
 	CommandId	cid;
 	bool		result = true;
 
+	if (unlikely(ItemPointerGetOffsetNumberNoCheck(heap_tid) == AU_REFUSED_OFFSET))
+		au_report_refused(heap);
+
 	/* the row is the entry, and the table access method checked its key */
 	if (au_index_is_primary(heap, index))
 		return true;

@@ -540,7 +540,11 @@ build_ranges(IndexScanDesc scan, AuScan *so)
 
 			for (int i = 0; i < b.npoints; i++)
 			{
-				if (b.has_lo && au_compare_bytes(b.points[i], as_bytes(&b.lo)) < 0)
+				/* a row comparison's bound goes on with later columns: left to its filter */
+				bool		undecided = b.has_lo && b.points[i].len < b.lo.len &&
+					memcmp(b.points[i].data, b.lo.data, b.points[i].len) == 0;
+
+				if (b.has_lo && !undecided && au_compare_bytes(b.points[i], as_bytes(&b.lo)) < 0)
 					continue;
 				if (b.has_hi && au_compare_bytes(b.points[i], as_bytes(&b.hi)) >= 0)
 					continue;

@@ -34,6 +34,9 @@
  *	  jsonb				type (1 null, 2 string, 3 numeric, 4 boolean, 5 array,
  *						6 object), then by type
  *	  tsvector, tsquery	field by field, in the order of their comparisons
+ *	  citext			the lower-case string
+ *	  ltree				labels, each ended by 1; 0
+ *	  isn's types		like an int8
  *
  * Comparisons that depend on more than the value (collations other than C)
  * and types without an entry here are refused with 0A000, never guessed.
@@ -48,6 +51,7 @@
 #include "access/htup_details.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_enum.h"
+#include "catalog/pg_language.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "common/int.h"
@@ -120,6 +124,7 @@ typedef enum KeyCodec
 	CODEC_MULTIRANGE,
 	CODEC_JSONB,
 	CODEC_CITEXT,
+	CODEC_LTREE,
 } KeyCodec;
 
 #define MARK_NULL_FIRST 0x01
@@ -236,23 +241,45 @@ codec_of_builtin(Oid type)
 	}
 }
 
-/* citext is the one type of an extension that we know; by its input function,
- * since it may live in any schema. */
-static bool
-is_citext(Form_pg_type typ)
+/*
+ * Types of extensions are known by their default comparison, since they may
+ * have any name and live in any schema.
+ */
+static KeyCodec
+codec_of_extension(Oid type)
 {
+	TypeCacheEntry *entry = lookup_type_cache(type, TYPECACHE_CMP_PROC);
 	HeapTuple	tup;
-	bool		result = false;
+	Datum		source;
+	char	   *symbol;
+	KeyCodec	codec = CODEC_NONE;
 
-	if (strcmp(NameStr(typ->typname), "citext") != 0)
-		return false;
-	tup = SearchSysCache1(PROCOID, ObjectIdGetDatum(typ->typinput));
-	if (HeapTupleIsValid(tup))
+	if (!OidIsValid(entry->cmp_proc))
+		return CODEC_NONE;
+	tup = SearchSysCache1(PROCOID, ObjectIdGetDatum(entry->cmp_proc));
+	if (!HeapTupleIsValid(tup))
+		elog(ERROR, "cache lookup failed for function %u", entry->cmp_proc);
+	source = SysCacheGetAttrNotNull(PROCOID, tup, Anum_pg_proc_prosrc);
+	symbol = TextDatumGetCString(source);
+	switch (((Form_pg_proc) GETSTRUCT(tup))->prolang)
 	{
-		result = strcmp(NameStr(((Form_pg_proc) GETSTRUCT(tup))->proname), "citextin") == 0;
-		ReleaseSysCache(tup);
+		case INTERNALlanguageId:
+			/* isn: numbers with a prefix */
+			if (strcmp(symbol, "btint8cmp") == 0 && entry->typbyval && entry->typlen == 8)
+				codec = CODEC_INT8;
+			break;
+		case ClanguageId:
+			if (strcmp(symbol, "citext_cmp") == 0)
+				codec = CODEC_CITEXT;
+			else if (strcmp(symbol, "ltree_cmp") == 0)
+				codec = CODEC_LTREE;
+			break;
+		default:
+			break;
 	}
-	return result;
+	pfree(symbol);
+	ReleaseSysCache(tup);
+	return codec;
 }
 
 /* Codec of a type, domains looked through; *type becomes the base type. */
@@ -291,8 +318,8 @@ codec_of(Oid *type)
 		case TYPTYPE_BASE:
 			if (IsTrueArrayType(typ))
 				codec = CODEC_ARRAY;
-			else if (is_citext(typ))
-				codec = CODEC_CITEXT;
+			else if (*type >= FirstNormalObjectId)
+				codec = codec_of_extension(*type);
 			break;
 		default:
 			break;
@@ -448,12 +475,6 @@ au_key_order_is(const KeyColumn *col, Oid cmpproc)
 			return cmpproc == F_BPCHARCMP || cmpproc == F_BTBPCHAR_PATTERN_CMP;
 		case CODEC_RECORD:
 			return cmpproc == F_BTRECORDCMP;
-		case CODEC_CITEXT:
-			{
-				char	   *name = get_func_name(cmpproc);
-
-				return name != NULL && strcmp(name, "citext_cmp") == 0;
-			}
 		default:
 			entry = lookup_type_cache(col->type, TYPECACHE_CMP_PROC);
 			return entry->cmp_proc == cmpproc;
@@ -526,6 +547,31 @@ put_float8(StringInfo buf, float8 v)
 			bits |= UINT64CONST(0x8000000000000000);
 	}
 	put_be64(buf, bits);
+}
+
+/*
+ * The labels of ltree's format: their number, then each with its length, all
+ * aligned.  Neither byte that ends something occurs in a label.
+ */
+static void
+put_ltree(StringInfo buf, Datum value)
+{
+	struct varlena *v = PG_DETOAST_DATUM(value);
+	const char *level = (const char *) v + MAXALIGN(VARHDRSZ + sizeof(uint16));
+	uint16		nlevels;
+	uint16		len;
+
+	memcpy(&nlevels, (const char *) v + VARHDRSZ, sizeof(nlevels));
+	for (int i = 0; i < nlevels; i++)
+	{
+		memcpy(&len, level, sizeof(len));
+		put_bytes(buf, level + sizeof(len), len);
+		put_byte(buf, 1);
+		level += MAXALIGN(sizeof(len) + len);
+	}
+	put_byte(buf, 0);
+	if ((Pointer) v != DatumGetPointer(value))
+		pfree(v);
 }
 
 /* Groups of 8 bytes and a count; see docs/formats.md. */
@@ -1047,6 +1093,9 @@ encode(StringInfo buf, KeyCodec codec, Oid type, Datum value)
 				put_string(buf, s, strnlen(s, NAMEDATALEN));
 				break;
 			}
+		case CODEC_LTREE:
+			put_ltree(buf, value);
+			break;
 		case CODEC_UUID:
 			put_bytes(buf, DatumGetUUIDP(value)->data, UUID_LEN);
 			break;

@@ -19,23 +19,34 @@
  * empty and the copy nothing reads through it, and a copy that does not happen
  * is an error.
  *
+ * The same copy serves tables whose keys contain values of a composite type
+ * that got or lost a column: the old keys have no bytes for it, or too many.
+ *
  *-------------------------------------------------------------------------
  */
 #include "australis.h"
 
 #include "access/genam.h"
+#include "access/relation.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/indexing.h"
 #include "catalog/namespace.h"
 #include "catalog/partition.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_depend.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/cluster.h"
+#include "commands/tablecmds.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "storage/lmgr.h"
+#include "tcop/cmdtag.h"
+#include "tcop/utility.h"
 #include "utils/evtcache.h"
+#include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -270,6 +281,109 @@ au_copy_by_key(Relation old, Relation fresh)
 	MemoryContextSwitchTo(outer);
 	MemoryContextDelete(context);
 	return rows;
+}
+
+/* Is the column in a key of the table? */
+static bool
+column_is_in_key(Oid relid, AttrNumber attno)
+{
+	Relation	rel = relation_open(relid, AccessShareLock);
+	bool		found = false;
+
+	if (au_is_our_table(rel))
+	{
+		foreach_oid(oid, RelationGetIndexList(rel))
+		{
+			Relation	index = index_open(oid, AccessShareLock);
+
+			for (int i = 0; i < IndexRelationGetNumberOfKeyAttributes(index); i++)
+				found |= index->rd_index->indkey.values[i] == attno;
+			index_close(index, AccessShareLock);
+		}
+	}
+	relation_close(rel, AccessShareLock);
+	return found;
+}
+
+/* The tables that have values of the type, or of a type made of it, in a key. */
+static void
+collect_tables_keyed_by(Oid type, List **tables, List **seen)
+{
+	Relation	depend;
+	ScanKeyData key[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	check_stack_depth();
+	if (!OidIsValid(type) || list_member_oid(*seen, type))
+		return;
+	*seen = lappend_oid(*seen, type);
+	depend = table_open(DependRelationId, AccessShareLock);
+	ScanKeyInit(&key[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(TypeRelationId));
+	ScanKeyInit(&key[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(type));
+	scan = systable_beginscan(depend, DependReferenceIndexId, true, NULL, 2, key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_depend d = (Form_pg_depend) GETSTRUCT(tuple);
+		char		kind;
+
+		if (d->classid == TypeRelationId)
+			collect_tables_keyed_by(d->objid, tables, seen);	/* array, domain, range */
+		if (d->classid != RelationRelationId)
+			continue;
+		kind = get_rel_relkind(d->objid);
+		if (kind == RELKIND_INDEX)
+			*tables = list_append_unique_oid(*tables, IndexGetRelation(d->objid, false));
+		else
+		{
+			if ((kind == RELKIND_RELATION || kind == RELKIND_MATVIEW) && d->objsubid > 0 &&
+				column_is_in_key(d->objid, d->objsubid))
+				*tables = list_append_unique_oid(*tables, d->objid);
+			collect_tables_keyed_by(get_rel_type_id(d->objid), tables, seen);
+		}
+	}
+	systable_endscan(scan);
+	table_close(depend, AccessShareLock);
+}
+
+/* Called after a statement that may have changed the columns of a row type. */
+void
+au_rekey_after_row_type(AlterTableStmt *stmt)
+{
+	ListCell   *lc;
+	List	   *tables = NIL;
+	List	   *seen = NIL;
+	bool		columns = false;
+	Oid			relid;
+
+	foreach(lc, stmt->cmds)
+	{
+		AlterTableType subtype = lfirst_node(AlterTableCmd, lc)->subtype;
+
+		columns |= subtype == AT_AddColumn || subtype == AT_DropColumn;
+	}
+	if (!columns || (stmt->objtype != OBJECT_TABLE && stmt->objtype != OBJECT_TYPE))
+		return;
+	relid = RangeVarGetRelid(stmt->relation, NoLock, true);
+	if (!OidIsValid(relid))
+		return;
+	foreach_oid(oid, find_all_inheritors(relid, NoLock, NULL))
+		collect_tables_keyed_by(get_rel_type_id(oid), &tables, &seen);
+	foreach_oid(oid, tables)
+	{
+		ClusterParams params = {0};
+		Relation	rel = table_open(oid, AccessExclusiveLock);
+
+		if (au_is_our_table(rel))
+		{
+			CheckTableNotInUse(rel, GetCommandTagName(CreateCommandTag((Node *) stmt)));
+			cluster_rel(rel, InvalidOid, &params);	/* closes it */
+			CommandCounterIncrement();
+		}
+		else
+			table_close(rel, NoLock);
+	}
 }
 
 /* Called after a statement that may have added a primary key to relid. */

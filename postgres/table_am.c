@@ -375,18 +375,35 @@ static void
 tuple_get_latest_tid(TableScanDesc sscan, ItemPointer tid)
 {
 	TidTarget	target;
-	WbVersion  *seen;
+	CommandId	curcid = au_snapshot_curcid(sscan->rs_snapshot);
+	WbVersion  *from;
+	WbVersion  *latest;
+	Bytes		key;
 
 	if (!au_tid_lookup(tid, &target))
 		return;
-	seen = au_wb_lookup(target.key, au_snapshot_curcid(sscan->rs_snapshot));
-	if (seen != NULL && seen != target.version && seen->kind == WB_PUT)
+	from = target.version;
+	key = target.key;
+	for (;;)
 	{
-		StringInfo	key = scratch(SCRATCH_OLDKEY);
+		WbVersion  *deleted = NULL;
 
-		appendBinaryStringInfo(key, target.key.data, target.key.len);
-		au_tid_assign(tid, as_bytes(key), seen, true);
+		/* the first deletion after it ended its life under this key */
+		latest = au_wb_lookup(key, curcid);
+		for (WbVersion *v = latest; v != NULL && v != from; v = v->older)
+		{
+			if (v->kind == WB_DELETE)
+				deleted = v;
+		}
+		if (deleted == NULL)
+			break;
+		if (!deleted->moved)
+			return;				/* a row that came later is another one */
+		from = WB_MOVED_TO(deleted);
+		key = from->entry->key;
 	}
+	if (latest != NULL && latest != target.version)
+		au_tid_assign(tid, latest->entry->key, latest, true);
 }
 
 static bool
@@ -546,7 +563,10 @@ tids_needed(Relation rel)
 	return rel->trigdesc != NULL || au_tid_keep_inserted;
 }
 
-static void
+/*
+ * Write the row, or return false if its key is there.
+ */
+static bool
 insert_row(Relation rel, TupleTableSlot *slot, CommandId cid)
 {
 	const TableLayout *layout = au_table_layout_decide(rel);
@@ -559,7 +579,7 @@ insert_row(Relation rel, TupleTableSlot *slot, CommandId cid)
 	slot_getallattrs(slot);
 	au_table_key(key, rel, layout, slot);
 	if (keyed && key_exists(rel, as_bytes(key)))
-		report_duplicate(rel, layout, slot);
+		return false;
 	au_row_encode(row, RelationGetDescr(rel), slot->tts_values, slot->tts_isnull, au_xmin());
 
 	/*
@@ -570,6 +590,7 @@ insert_row(Relation rel, TupleTableSlot *slot, CommandId cid)
 	au_tid_assign(&slot->tts_tid, as_bytes(key), version, tids_needed(rel));
 	slot->tts_tableOid = RelationGetRelid(rel);
 	mark_written(slot, version);
+	return true;
 }
 
 static void
@@ -577,7 +598,8 @@ tuple_insert(Relation rel, TupleTableSlot *slot, CommandId cid, int options,
 			 struct BulkInsertStateData *bistate)
 {
 	au_check_relation_not_ahead(rel);
-	insert_row(rel, slot, cid);
+	if (!insert_row(rel, slot, cid))
+		report_duplicate(rel, au_table_layout(rel), slot);
 	pgstat_count_heap_insert(rel, 1);
 	au_flush_if_large(rel);
 }
@@ -587,7 +609,8 @@ tuple_insert_speculative(Relation rel, TupleTableSlot *slot, CommandId cid, int 
 						 struct BulkInsertStateData *bistate, uint32 specToken)
 {
 	au_check_relation_not_ahead(rel);
-	insert_row(rel, slot, cid);
+	if (!insert_row(rel, slot, cid))
+		report_duplicate(rel, au_table_layout(rel), slot);
 	pgstat_count_heap_insert(rel, 1);
 }
 
@@ -604,13 +627,46 @@ tuple_complete_speculative(Relation rel, TupleTableSlot *slot, uint32 specToken,
 	(void) au_wb_delete(target.key, target.version->cmin, LockTupleExclusive, false);
 }
 
+/*
+ * The row of a batch whose key was there.  COPY knows whose line it was only
+ * while it writes index entries, row by row, so the row gets a TID that names
+ * nothing, and the error is raised when its entries are asked for.
+ */
+static struct
+{
+	TupleTableSlot *slot;
+	Oid			relid;
+	uint64		serial;
+}			refused = {0};
+
+void
+au_report_refused(Relation rel)
+{
+	TupleTableSlot *slot = refused.slot;
+
+	refused.slot = NULL;
+	if (slot == NULL || refused.relid != RelationGetRelid(rel) || refused.serial != au_transaction_serial())
+		elog(ERROR, "no row of table \"%s\" was refused", RelationGetRelationName(rel));
+	report_duplicate(rel, au_table_layout(rel), slot);
+}
+
 static void
 multi_insert(Relation rel, TupleTableSlot **slots, int nslots, CommandId cid, int options,
 			 struct BulkInsertStateData *bistate)
 {
 	au_check_relation_not_ahead(rel);
+	refused.slot = NULL;
 	for (int i = 0; i < nslots; i++)
-		insert_row(rel, slots[i], cid);
+	{
+		if (!insert_row(rel, slots[i], cid))
+		{
+			ItemPointerSet(&slots[i]->tts_tid, 0, AU_REFUSED_OFFSET);
+			refused.slot = slots[i];
+			refused.relid = RelationGetRelid(rel);
+			refused.serial = au_transaction_serial();
+			return;
+		}
+	}
 	pgstat_count_heap_insert(rel, nslots);
 
 	/*
@@ -804,9 +860,9 @@ tuple_update(Relation rel, ItemPointer otid, TupleTableSlot *slot, CommandId cid
 
 	row = scratch(SCRATCH_ROW);
 	au_row_encode(row, RelationGetDescr(rel), slot->tts_values, slot->tts_isnull, au_xmin());
-	if (moved)
-		(void) au_wb_delete(as_bytes(oldkey), cid, LockTupleExclusive, false);
 	version = au_wb_put(as_bytes(key), as_bytes(row), cid, mode, false);
+	if (moved)
+		au_wb_move(as_bytes(oldkey), version);
 	version->replaces = !moved && target.version == NULL;
 	au_tid_assign(&slot->tts_tid, as_bytes(key), version, true);
 	slot->tts_tableOid = RelationGetRelid(rel);
@@ -848,6 +904,10 @@ tuple_lock(Relation rel, ItemPointer tid, Snapshot snapshot, TupleTableSlot *slo
 static void
 finish_bulk_insert(Relation rel, int options)
 {
+	/* nobody asked for its entries: the row must not get lost */
+	if (refused.slot != NULL && refused.relid == RelationGetRelid(rel) &&
+		refused.serial == au_transaction_serial())
+		au_report_refused(rel);
 }
 
 /* -------------------------------------------------------------------- DDL */
@@ -956,7 +1016,8 @@ relation_copy_for_cluster(Relation OldTable, Relation NewTable, Relation OldInde
 				copy->tts_isnull[i] = true;
 		}
 		ExecStoreVirtualTuple(copy);
-		insert_row(NewTable, copy, GetCurrentCommandId(true));
+		if (!insert_row(NewTable, copy, GetCurrentCommandId(true)))
+			report_duplicate(NewTable, au_table_layout(NewTable), copy);
 		au_flush_if_large(NewTable);
 		*num_tuples += 1;
 	}

@@ -930,6 +930,7 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUt
 				if (OidIsValid(relid))
 					au_rekey_if_needed(relid);
 			}
+			au_rekey_after_row_type((AlterTableStmt *) stmt);
 			break;
 		case T_CreatedbStmt:
 			{

@@ -325,6 +325,7 @@ add_version(Bytes key, Bytes value, WbKind kind, CommandId cid, LockTupleMode mo
 	v->blind = blind;
 	v->replaces = false;
 	v->was_locked = v->older && (v->older->kind == WB_LOCK || v->older->was_locked);
+	v->moved = false;
 	v->value_len = value.len;
 	if (value.len > 0)
 		memcpy((uint8 *) WB_VALUE(v), value.data, value.len);
@@ -346,6 +347,16 @@ au_wb_delete(Bytes key, CommandId cid, LockTupleMode mode, bool blind)
 	Bytes		none = {NULL, 0};
 
 	return add_version(key, none, WB_DELETE, cid, mode, blind);
+}
+
+void
+au_wb_move(Bytes key, WbVersion *version)
+{
+	Bytes		pointer = {(const uint8 *) &version, sizeof(version)};
+	WbVersion  *v = add_version(key, pointer, WB_DELETE, version->cmin, LockTupleExclusive, false);
+
+	v->moved = true;
+	v->value_len = 0;			/* it is nobody else's */
 }
 
 void

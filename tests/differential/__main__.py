@@ -1,4 +1,4 @@
-"""`python -m tests.differential [--dsn-a URL] [--dsn-b URL] [--files a,b]`: run the suite from the shell.
+"""`python -m tests.differential [--dsn-a URL] [--dsn-b URL] [--files a,b | --random N]`: run the suite from the shell.
 
 Without --dsn-a a stock PostgreSQL is started; without --dsn-b an Australis cluster (or, with --self, a second stock
 server: the harness's own check, which must find no difference).
@@ -11,7 +11,7 @@ import sys
 from contextlib import ExitStack
 
 from tests.differential.compare import DocumentedDifferences
-from tests.differential.runner import DIFFERENCES, run_all, scripts, summary
+from tests.differential.runner import DIFFERENCES, random_scripts, run_all, run_texts, scripts, summary
 from tests.fixtures.postgres import ProgramsMissing
 from tests.fixtures.servers import CannotStart, Server, australis_server, stock_server
 
@@ -22,6 +22,9 @@ def main() -> int:
     parser.add_argument("--dsn-b", help="URL of the server under test (default: start Australis)")
     parser.add_argument("--self", action="store_true", help="compare stock with stock")
     parser.add_argument("--files", help="comma-separated names (default: all)")
+    parser.add_argument("--random", type=int, metavar="N", help="random schemas and scans of N seeds instead of files")
+    parser.add_argument("--seed", type=int, default=1000, help="the first of them (default: 1000)")
+    parser.add_argument("--statements", type=int, default=400, help="statements in each")
     parser.add_argument("--list", action="store_true", help="list the files and their numbers of statements")
     args = parser.parse_args()
     available = scripts()
@@ -47,8 +50,11 @@ def main() -> int:
         except (CannotStart, ProgramsMissing) as error:
             print(error, file=sys.stderr)
             return 2
-        reports = run_all(names, (a, b), documented)
-    print(summary(reports, documented, complete=not args.files))
+        if args.random:
+            reports = run_texts(random_scripts(args.seed, args.random, args.statements), (a, b), documented)
+        else:
+            reports = run_all(names, (a, b), documented)
+    print(summary(reports, documented, complete=not (args.files or args.random)))
     return 1 if any(r.undocumented for r in reports) else 0
 
 

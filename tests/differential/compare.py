@@ -104,6 +104,8 @@ def _compare_results(item: Item, a: Result, b: Result) -> list[Difference]:
     if item.compare is Compare.SMOKE:
         return []
     out: list[Difference] = []
+    if item.compare is Compare.STATE and (a.error or b.error):
+        return []
     if a.error or b.error:
         for aspect in ("message", "detail", "hint", "context", "position"):
             if a.error.get(aspect) != b.error.get(aspect) and (item.compare is Compare.ALL or aspect == "message"):
@@ -115,7 +117,7 @@ def _compare_results(item: Item, a: Result, b: Result) -> list[Difference]:
         if names[0] != names[1]:
             out.append(Difference("object", names[0], names[1]))
         return out
-    if item.compare is Compare.ALL and a.tag != b.tag:
+    if item.compare in (Compare.ALL, Compare.STATE) and a.tag != b.tag:
         out.append(Difference("tag", a.tag, b.tag))
     if a.columns != b.columns:
         out.append(Difference("columns", str(a.columns), str(b.columns)))

@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tests.differential.compare import Difference, Documented, DocumentedDifferences, compare
 from tests.differential.generate import generated_scripts
+from tests.differential.random_scans import random_scan_script
+from tests.differential.random_schemas import random_schema_script
 from tests.differential.script import Action, Item, parse_script
 from tests.differential.session import ConnectionLost, Outcome, Result, Row, Session
 from tests.fixtures.servers import Server
@@ -61,14 +64,21 @@ class FileReport:
         return len({f.item.line for f in self.undocumented})
 
 
+def random_scripts(seed: int, count: int, statements: int) -> dict[str, Callable[[], str]]:
+    """Random files of `count` seeds."""
+    out: dict[str, Callable[[], str]] = {}
+    for number in range(seed, seed + count):
+        out[f"random_schemas_{number}"] = partial(random_schema_script, number, statements)
+        out[f"random_scans_{number}"] = partial(random_scan_script, number, statements)
+    return out
+
+
 def scripts() -> dict[str, Callable[[], str]]:
     """All test files by name: the written ones and the generated ones."""
     out: dict[str, Callable[[], str]] = {}
     for path in sorted(FILES.glob("*.sql")):
         out[path.stem] = path.read_text
-    for name, make in generated_scripts().items():
-        out[name] = make
-    return out
+    return out | generated_scripts() | random_scripts(1, 4, 250)
 
 
 def run_script(name: str, text: str, servers: tuple[Server, Server], documented: DocumentedDifferences) -> FileReport:
@@ -187,9 +197,20 @@ def run_all(
 ) -> list[FileReport]:
     """Run files by name, printing differences as they are found."""
     available = scripts()
+    return run_texts({name: available[name] for name in names}, servers, documented, verbose=verbose)
+
+
+def run_texts(
+    texts: Mapping[str, Callable[[], str]],
+    servers: tuple[Server, Server],
+    documented: DocumentedDifferences,
+    *,
+    verbose: bool = True,
+) -> list[FileReport]:
+    """Run these files, printing differences as they are found."""
     reports = []
-    for name in names:
-        report = run_script(name, available[name](), servers, documented)
+    for name, make in texts.items():
+        report = run_script(name, make(), servers, documented)
         reports.append(report)
         if verbose:
             for found in report.found:

@@ -5,6 +5,7 @@ Statements end at `;` outside quotes, dollar quotes, comments, parentheses and S
 statement unless said otherwise:
 
     --@ any-order / ordered    how rows are compared (default: ordered iff there is an ORDER BY outside parentheses)
+    --@ state                  of an error only the SQLSTATE is compared (which of several rows fails first is open)
     --@ shape                  columns, tag and errors are compared, values are not
     --@ smoke                  only success or SQLSTATE is compared
     --@ ignore                 run, compare nothing (clean-up)
@@ -34,6 +35,7 @@ class Compare(StrEnum):
     """How much of an answer must be equal."""
 
     ALL = "all"
+    STATE = "state"
     SHAPE = "shape"
     SMOKE = "smoke"
     NOTHING = "nothing"
@@ -211,7 +213,18 @@ def _items(text: str) -> Iterator[Item]:
                     item.binary = "binary" in pending
                     pending.clear()
                     yield item
-                case "any-order" | "ordered" | "shape" | "smoke" | "ignore" | "params" | "binary" | "save" | "prepare":
+                case (
+                    "any-order"
+                    | "ordered"
+                    | "state"
+                    | "shape"
+                    | "smoke"
+                    | "ignore"
+                    | "params"
+                    | "binary"
+                    | "save"
+                    | "prepare"
+                ):
                     pending[name] = rest.strip()
                 case _:
                     raise ScriptError(f"line {number}: unknown directive {name!r}")
@@ -253,6 +266,8 @@ def _statement(text: str, line: int, words: list[str], pending: dict[str, str]) 
         compare = Compare.SMOKE
     elif "shape" in pending or "save" in pending:
         compare = Compare.SHAPE
+    elif "state" in pending:
+        compare = Compare.STATE
     return Item(
         Action.STATEMENT,
         text,

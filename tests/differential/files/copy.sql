@@ -42,6 +42,15 @@ COPY c (id, t) FROM stdin;
 30	twice
 \.
 SELECT count(*) FROM c WHERE id >= 30;
+CREATE INDEX c_first ON c (t);
+COPY c (id, t) FROM stdin;
+31	ok
+31	twice
+1	duplicate too
+32	ok
+\.
+SELECT count(*) FROM c WHERE id >= 30;
+DROP INDEX c_first;
 COPY c (id, t) FROM stdin;
 32
 \.

@@ -130,3 +130,18 @@ CREATE INDEX long_idx ON long_key (k);
 SELECT length(k) FROM long_key WHERE k = repeat('x', 1000);
 INSERT INTO long_key VALUES (repeat('x', 999) || 'y'), (repeat('x', 1000) || 'a'), (repeat('x', 8));
 SELECT length(k) FROM long_key ORDER BY k;
+-- a row comparison beside conditions on its first column
+CREATE TABLE rc (a int, b int, c int);
+INSERT INTO rc SELECT i / 4, i % 4, i FROM generate_series(0, 39) i;
+INSERT INTO rc VALUES (NULL, 1, 40), (1, NULL, 41), (2, NULL, 42);
+CREATE INDEX rc_1 ON rc (a, b);
+SELECT * FROM rc WHERE a = 2 AND (a, b) > (2, 1) ORDER BY c;
+SELECT * FROM rc WHERE a = 2 AND (a, b) < (2, 1) ORDER BY c;
+SELECT * FROM rc WHERE a IN (1, 2, 3) AND (a, b) > (2, 1) ORDER BY a, b;
+SELECT * FROM rc WHERE a IN (1, 2, 3) AND (a, b) <= (2, 1) ORDER BY a DESC, b DESC;
+SELECT * FROM rc WHERE a = 2 AND b > 0 AND (a, b, c) > (2, 1, 9) ORDER BY a, b;
+SELECT * FROM rc WHERE (a, b) > (2, 0) AND (a, b) < (4, 3) AND a = ANY ('{2,4,NULL,9}') ORDER BY a, b;
+DROP INDEX rc_1;
+CREATE INDEX rc_2 ON rc (a DESC, b DESC);
+SELECT * FROM rc WHERE a = 2 AND (a, b) < (2, 1) ORDER BY c;
+SELECT * FROM rc WHERE a IN (1, 2, 3) AND (a, b) <= (2, 1) ORDER BY a DESC, b DESC;
