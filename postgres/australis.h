@@ -558,6 +558,9 @@ extern void au_read_stats(RelId relid, int64 *rows, int64 *bytes);
  */
 extern bool au_ddl_collect(StringInfo record, List **changed, List **depends);
 
+/* A subtransaction ended at this nest level. */
+extern void au_ddl_subxact_end(int level, bool commit);
+
 /* n of the newest DDL record applied in this query processor */
 extern int64 au_ddl_applied(void);
 

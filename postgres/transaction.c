@@ -1188,10 +1188,12 @@ subxact_callback(SubXactEvent event, SubTransactionId mine, SubTransactionId par
 	{
 		case SUBXACT_EVENT_ABORT_SUB:
 			au_wb_subxact_abort(GetCurrentTransactionNestLevel());
+			au_ddl_subxact_end(GetCurrentTransactionNestLevel(), false);
 			serial++;
 			break;
 		case SUBXACT_EVENT_COMMIT_SUB:
 			au_wb_subxact_commit(GetCurrentTransactionNestLevel());
+			au_ddl_subxact_end(GetCurrentTransactionNestLevel(), true);
 			break;
 		default:
 			break;
