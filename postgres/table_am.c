@@ -420,13 +420,15 @@ has_other_indexes(Relation rel, const TableLayout *layout)
 
 /* 23505 for the primary key that organises rel, worded as btree's. */
 pg_noreturn static void
-report_duplicate(Relation rel, const TableLayout *layout, TupleTableSlot *slot)
+report_duplicate(Relation rel, const TableLayout *layout, TupleTableSlot *slot, Bytes key)
 {
 	Relation	index = index_open(layout->index_oid, NoLock);
 	Datum		values[INDEX_MAX_KEYS];
 	bool		isnull[INDEX_MAX_KEYS];
 	char	   *description;
 
+	/* the error says that the row is there: a read, if it is caught */
+	au_note_read_key(key);
 	for (int i = 0; i < layout->ncolumns; i++)
 		values[i] = slot_getattr(slot, layout->attnums[i], &isnull[i]);
 	description = BuildIndexValueDescription(index, values, isnull);
@@ -548,7 +550,7 @@ insert_row(Relation rel, TupleTableSlot *slot, CommandId cid)
 	slot_getallattrs(slot);
 	au_table_key(key, rel, layout, slot);
 	if (keyed && key_exists(rel, as_bytes(key)))
-		report_duplicate(rel, layout, slot);
+		report_duplicate(rel, layout, slot, as_bytes(key));
 	au_row_encode(row, RelationGetDescr(rel), slot->tts_values, slot->tts_isnull, au_xmin());
 
 	/*
@@ -764,7 +766,7 @@ tuple_update(Relation rel, ItemPointer otid, TupleTableSlot *slot, CommandId cid
 			appendBinaryStringInfo(key, oldkey->data, oldkey->len);
 		}
 		if (moved && key_exists(rel, as_bytes(key)))
-			report_duplicate(rel, layout, slot);
+			report_duplicate(rel, layout, slot, as_bytes(key));
 		key_columns = moved;
 	}
 

@@ -17,6 +17,7 @@ CREATE TABLE keyed (id int PRIMARY KEY, g int, v int); CREATE INDEX ON keyed (g)
 INSERT INTO keyed SELECT i, i % 3, 0 FROM generate_series(1, 30) i;
 CREATE TABLE keyless (g int, v int); CREATE INDEX ON keyless (g);
 CREATE TABLE uniq (u int UNIQUE, v int); INSERT INTO uniq VALUES (1, 0), (2, 0);
+CREATE TABLE late (u int UNIQUE DEFERRABLE); INSERT INTO late VALUES (1), (2);
 """
 PATHS = {
     "any": "",
@@ -55,6 +56,40 @@ CASES = {
     "unique range": (
         "SELECT count(*) FROM uniq WHERE u BETWEEN 100 AND 200",
         "INSERT INTO uniq VALUES (150 + {me}, 0)",
+    ),
+    # what an INSERT says about a key, though nothing of it is left: by an error that is caught ...
+    "duplicate key": (
+        """DO $$ BEGIN INSERT INTO keyed VALUES ({other});
+        EXCEPTION WHEN unique_violation THEN NULL; END $$""",
+        "DELETE FROM keyed WHERE id = {me}",
+    ),
+    "duplicate unique key": (
+        """DO $$ BEGIN INSERT INTO uniq VALUES ({other});
+        EXCEPTION WHEN unique_violation THEN NULL; END $$""",
+        "DELETE FROM uniq WHERE u = {me}",
+    ),
+    "duplicate deferrable key": (
+        """DO $$ BEGIN INSERT INTO late VALUES ({other});
+        EXCEPTION WHEN unique_violation THEN NULL; END $$""",
+        "DELETE FROM late WHERE u = {me}",
+    ),
+    "key moved to a duplicate": (
+        """DO $$ BEGIN UPDATE keyed SET id = {other} WHERE id = 10 + {me};
+        EXCEPTION WHEN unique_violation THEN NULL; END $$""",
+        "DELETE FROM keyed WHERE id = {me}",
+    ),
+    # ... or by a success that is rolled back
+    "absent key, rolled back": (
+        """SAVEPOINT s; INSERT INTO keyed VALUES (150 + {other}); ROLLBACK TO s""",
+        "INSERT INTO keyed VALUES (150 + {me})",
+    ),
+    "absent unique key, rolled back": (
+        """SAVEPOINT s; INSERT INTO uniq VALUES (150 + {other}); ROLLBACK TO s""",
+        "INSERT INTO uniq VALUES (150 + {me})",
+    ),
+    "absent deferrable key, rolled back": (
+        """SAVEPOINT s; INSERT INTO late VALUES (150 + {other}); ROLLBACK TO s""",
+        "INSERT INTO late VALUES (150 + {me})",
     ),
 }
 
