@@ -430,6 +430,11 @@ extern void au_note_relation(Relation rel);
 
 /* Rule Q3: 40001/OC001 if rel changed after tau_start. */
 extern void au_check_relation_not_ahead(Relation rel);
+/* The same for a partitioned table, which has no rows of its own. */
+extern void au_check_partitions_not_ahead(Oid relid);
+
+/* SERIALIZABLE: this transaction read the relation. */
+extern void au_note_relation_read(Oid relid);
 
 /* SERIALIZABLE: remember a range that was read. */
 extern void au_note_read_range(Bytes lo, Bytes hi);

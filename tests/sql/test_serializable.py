@@ -119,3 +119,34 @@ def test_write_skew(australis: Server, case: str, level: str, path: str) -> None
                 outcomes.append(error.sqlstate)
         one.execute("DROP SCHEMA ser CASCADE")
     assert outcomes == [None, "40001" if level == "SERIALIZABLE" else None]
+
+
+@pytest.mark.parametrize(
+    ("read", "change"),
+    [
+        ("SELECT count(*) FROM parted WHERE k = 5", "ALTER TABLE parted ATTACH PARTITION ready FOR VALUES IN (5)"),
+        ("SELECT count(*) FROM parted", "ALTER TABLE parted ATTACH PARTITION ready FOR VALUES IN (5)"),
+        ("SELECT count(*) FROM keyless", "ALTER TABLE heir INHERIT keyless"),
+    ],
+)
+def test_table_grown_beside_a_reader(australis: Server, read: str, change: str) -> None:
+    """ATTACH PARTITION and INHERIT add rows without writing any, and do not wait for readers."""
+    with australis.connect() as one, australis.connect() as two:
+        one.execute(SETUP.encode())
+        one.execute(
+            """CREATE TABLE parted (k int) PARTITION BY LIST (k);
+            CREATE TABLE parted_1 PARTITION OF parted FOR VALUES IN (1);
+            CREATE TABLE ready (k int); INSERT INTO ready VALUES (5);
+            CREATE TABLE heir (g int, v int); INSERT INTO heir VALUES (5, 5)"""
+        )
+        two.execute("SET search_path = ser")
+        one.execute("BEGIN ISOLATION LEVEL SERIALIZABLE")
+        two.execute("BEGIN ISOLATION LEVEL SERIALIZABLE")
+        one.execute(read.encode())
+        two.execute("SELECT count(*) FROM uniq")
+        two.execute(change.encode())
+        one.execute("INSERT INTO uniq VALUES (3, 0)")
+        two.execute("COMMIT")
+        with pytest.raises(psycopg.errors.SerializationFailure, match="OC001"):
+            one.execute("COMMIT")
+        one.execute("DROP SCHEMA ser CASCADE")
