@@ -150,3 +150,18 @@ def test_table_grown_beside_a_reader(australis: Server, read: str, change: str) 
         with pytest.raises(psycopg.errors.SerializationFailure, match="OC001"):
             one.execute("COMMIT")
         one.execute("DROP SCHEMA ser CASCADE")
+
+
+def test_planning_is_no_read(australis: Server) -> None:
+    """For a condition beyond the statistics the planner looks for the end of the index, which somebody may move."""
+    with australis.connect() as one, australis.connect() as two:
+        one.execute(SETUP.encode())
+        one.execute("ANALYZE keyed")
+        two.execute("SET search_path = ser")
+        one.execute("SET enable_seqscan = off")
+        one.execute("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT v FROM keyed WHERE id = 5")
+        one.execute("EXPLAIN SELECT * FROM keyed WHERE id > 29; EXPLAIN SELECT * FROM keyed WHERE g > 2")
+        two.execute("INSERT INTO keyed VALUES (40, 9, 0)")
+        one.execute("INSERT INTO keyless VALUES (1, 1)")
+        one.execute("COMMIT")
+        one.execute("DROP SCHEMA ser CASCADE")
