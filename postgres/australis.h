@@ -491,6 +491,11 @@ extern void au_note_relation(Relation rel);
 
 /* Rule Q3: 40001/OC001 if rel changed after tau_start. */
 extern void au_check_relation_not_ahead(Relation rel);
+/* The same for a partitioned table, which has no rows of its own. */
+extern void au_check_partitions_not_ahead(Oid relid);
+
+/* SERIALIZABLE: this transaction read the relation. */
+extern void au_note_relation_read(Oid relid);
 
 /* SERIALIZABLE: remember a range that was read. */
 extern void au_note_read_range(Bytes lo, Bytes hi);
@@ -620,6 +625,9 @@ extern void au_read_stats(RelId relid, int64 *rows, int64 *bytes);
  * relations and of those whose rows it depends on.  False if nothing changed.
  */
 extern bool au_ddl_collect(StringInfo record, List **changed, List **depends);
+
+/* A subtransaction ended at this nest level. */
+extern void au_ddl_subxact_end(int level, bool commit);
 
 /* n of the newest DDL record applied in this query processor */
 extern int64 au_ddl_applied(void);

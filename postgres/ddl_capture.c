@@ -173,17 +173,29 @@ typedef struct ObjectEntry
 	int			temp;			/* -1 unknown, 0, 1 */
 } ObjectEntry;
 
+typedef struct TypeKey
+{
+	Oid			type;
+	int			depends;
+} TypeKey;
+
 typedef struct Capture
 {
 	List	   *catalogs;		/* Catalog * */
 	HTAB	   *objects;		/* ObjectEntry */
 	HTAB	   *changed;		/* Oid */
 	HTAB	   *depends;		/* Oid */
-	HTAB	   *types;			/* Oid: domains already looked through */
+	HTAB	   *types;			/* TypeKey: domains already looked through */
 	HTAB	   *enums;			/* Oid: types made of a changed enum, likewise */
 	List	   *databases;		/* of created or dropped ones: Effect * */
 	List	   *sequences;		/* oids of sequences with new storage */
 } Capture;
+
+typedef struct Truncated
+{
+	Oid			relid;
+	int			level;			/* nest level that it was truncated in */
+} Truncated;
 
 bool		au_ddl_applying = false;
 
@@ -193,7 +205,7 @@ static XLogRecPtr noted_lsn;	/* catalogs unchanged before; 0: unknown */
 static char noted_tags[512];
 static Oid	noted_database;
 static Oid	noted_template;
-static List *noted_truncated;	/* in TopTransactionContext */
+static List *noted_truncated;	/* of Truncated *, in TopTransactionContext */
 
 static object_access_hook_type prev_object_access = NULL;
 
@@ -243,12 +255,48 @@ note_object_access(ObjectAccessType access, Oid classid, Oid objid, int subid, v
 	if (access == OAT_TRUNCATE && au_enabled)
 	{
 		MemoryContext old;
+		Truncated  *truncated;
 
 		note_transaction();
 		old = MemoryContextSwitchTo(TopTransactionContext);
-		noted_truncated = lappend_oid(noted_truncated, objid);
+		truncated = palloc(sizeof(Truncated));
+		truncated->relid = objid;
+		truncated->level = GetCurrentTransactionNestLevel();
+		noted_truncated = lappend(noted_truncated, truncated);
 		MemoryContextSwitchTo(old);
 	}
+}
+
+/* A subtransaction ended: its TRUNCATEs are its parent's, or never happened. */
+void
+au_ddl_subxact_end(int level, bool commit)
+{
+	ListCell   *lc;
+
+	if (noted_lxid != MyProc->vxid.lxid)
+		return;
+	foreach(lc, noted_truncated)
+	{
+		Truncated  *truncated = lfirst(lc);
+
+		if (truncated->level < level)
+			continue;
+		if (commit)
+			truncated->level = level - 1;
+		else
+			noted_truncated = foreach_delete_current(noted_truncated, lc);
+	}
+}
+
+static bool
+was_truncated(Oid relid)
+{
+	foreach_ptr(Truncated, truncated, noted_truncated)
+	{
+		if (truncated->relid == relid)
+			return true;
+	}
+	return false;
 }
 
 void
@@ -774,10 +822,11 @@ note_type_users(Capture *capture, Oid type, bool depends)
 	SysScanDesc scan;
 	ScanKeyData key[2];
 	HeapTuple	tuple;
+	TypeKey		type_key = {type, depends};
 	bool		found;
 
 	check_stack_depth();
-	(void) hash_search(capture->types, &type, HASH_ENTER, &found);
+	(void) hash_search(capture->types, &type_key, HASH_ENTER, &found);
 	if (found)
 		return;
 
@@ -851,11 +900,57 @@ type_is_stored(Capture *capture, Oid type)
 	return stored;
 }
 
+/*
+ * The table whose rows refer by this constraint, if the constraint is the part
+ * of a foreign key that is about one partition of the referenced table.
+ * removed: and if that partition has left the table.
+ */
+static Oid
+referencing_partition(Capture *capture, Form_pg_constraint con, bool *removed)
+{
+	ObjectEntry *parent;
+	Oid			conrelid = InvalidOid;
+
+	*removed = false;
+	if (con->contype != CONSTRAINT_FOREIGN || !OidIsValid(con->conparentid))
+		return InvalidOid;
+	parent = object_entry(capture, ConstraintRelationId, con->conparentid);
+	if (parent->inserted)
+		conrelid = ((Form_pg_constraint) GETSTRUCT(parent->inserted->tuple))->conrelid;
+	else if (parent->deleted == NULL)
+	{
+		HeapTuple	tuple = SearchSysCache1(CONSTROID, ObjectIdGetDatum(con->conparentid));
+
+		if (HeapTupleIsValid(tuple))
+		{
+			conrelid = ((Form_pg_constraint) GETSTRUCT(tuple))->conrelid;
+			ReleaseSysCache(tuple);
+		}
+	}
+	/* the parts for partitions of the referencing table have other conrelids */
+	if (conrelid != con->conrelid)
+		return InvalidOid;
+	*removed = object_entry(capture, ConstraintRelationId, con->oid)->inserted == NULL;
+	return conrelid;
+}
+
 static void
 name_constraint(Capture *capture, Effect *effect)
 {
 	Form_pg_constraint con = (Form_pg_constraint) GETSTRUCT(effect->tuple);
 	bool		validated;
+	bool		removed;
+
+	if (OidIsValid(referencing_partition(capture, con, &removed)))
+	{
+		/*
+		 * DETACH looked for rows that refer to the partition.  Otherwise the
+		 * constraint as a whole tells; a partition more refers to nothing.
+		 */
+		if (removed)
+			note_depends(capture, con->conrelid);
+		return;
+	}
 
 	/* newly true of all rows? */
 	validated = effect->op == DDL_INSERT && con->convalidated &&
@@ -885,6 +980,25 @@ name_constraint(Capture *capture, Effect *effect)
 		default:
 			break;				/* the index tells */
 	}
+}
+
+/*
+ * A virtual generated column has no values in storage: with another expression
+ * and NOT NULL, all rows were looked at, and nothing else tells.
+ */
+static void
+name_default(Capture *capture, Effect *effect)
+{
+	Form_pg_attrdef def = (Form_pg_attrdef) GETSTRUCT(effect->tuple);
+	HeapTuple	tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(def->adrelid), Int16GetDatum(def->adnum));
+	Form_pg_attribute att;
+
+	if (!HeapTupleIsValid(tuple))
+		return;
+	att = (Form_pg_attribute) GETSTRUCT(tuple);
+	if (att->attgenerated == ATTRIBUTE_GENERATED_VIRTUAL && att->attnotnull)
+		note_depends(capture, def->adrelid);
+	ReleaseSysCache(tuple);
 }
 
 static void
@@ -928,11 +1042,11 @@ name_class(Capture *capture, Effect *effect)
 
 		/* writers of the old snapshot would maintain the old storage */
 		note_changed(capture, heap);
-		if (!list_member_oid(noted_truncated, heap))
+		if (!was_truncated(heap))
 			note_depends(capture, heap);
 	}
 	else if ((cls->relkind == RELKIND_RELATION || cls->relkind == RELKIND_MATVIEW) &&
-			 !list_member_oid(noted_truncated, cls->oid))
+			 !was_truncated(cls->oid))
 		note_depends(capture, cls->oid);
 }
 
@@ -990,6 +1104,10 @@ name_relations(Capture *capture)
 				case ConstraintRelationId:
 					name_constraint(capture, effect);
 					break;
+				case AttrDefaultRelationId:
+					if (effect->op == DDL_INSERT)
+						name_default(capture, effect);
+					break;
 				case IndexRelationId:
 					/* not for changed flags of an index: no row was read */
 					if (effect->op == DDL_INSERT &&
@@ -1005,6 +1123,9 @@ name_relations(Capture *capture)
 						/* rows were checked against the bounds */
 						if (get_rel_relispartition(child))
 						{
+							/* so did the bounds of what is below it */
+							foreach_oid(oid, find_all_inheritors(child, NoLock, NULL))
+								note_changed(capture, oid);
 							note_depends(capture, child);
 							if (get_rel_relkind(parent) == RELKIND_PARTITIONED_TABLE)
 							{
@@ -1252,7 +1373,8 @@ au_ddl_collect(StringInfo record, List **changed, List **depends)
 	capture.objects = hash_create("DDL objects", 256, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	capture.changed = oid_set("DDL changed");
 	capture.depends = oid_set("DDL depends");
-	capture.types = oid_set("DDL types");
+	ctl.keysize = ctl.entrysize = sizeof(TypeKey);
+	capture.types = hash_create("DDL types", 32, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	capture.enums = oid_set("DDL enums");
 
 	CommandCounterIncrement();

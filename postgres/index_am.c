@@ -232,11 +232,31 @@ entry_is_of_row(Bytes value, Bytes rowkey)
 	return au_compare_bytes(au_index_value_rowkey(value), own) == 0;
 }
 
+/*
+ * For SERIALIZABLE: the session learns whether there is an entry from an
+ * error that it may catch, or from a success that it may roll back.
+ */
 static void
-raise_duplicate(Relation heap, Relation index, const Datum *values, const bool *isnull)
+note_prefix_read(Bytes prefix)
+{
+	StringInfoData hi;
+
+	if (XactIsoLevel != XACT_SERIALIZABLE)
+		return;
+	initStringInfoExt(&hi, prefix.len + 16);
+	appendBinaryStringInfo(&hi, (const char *) prefix.data, prefix.len);
+	if (!au_key_prefix_successor(&hi))
+		elog(ERROR, "index key without a successor");
+	au_note_read_range(prefix, as_bytes(&hi));
+	pfree(hi.data);
+}
+
+static void
+raise_duplicate(Relation heap, Relation index, const Datum *values, const bool *isnull, Bytes prefix)
 {
 	char	   *key_desc = BuildIndexValueDescription(index, values, isnull);
 
+	note_prefix_read(prefix);
 	ereport(ERROR,
 			(errcode(ERRCODE_UNIQUE_VIOLATION),
 			 errmsg("duplicate key value violates unique constraint \"%s\"",
@@ -311,6 +331,7 @@ au_index_insert(Relation index, Datum *values, bool *isnull, ItemPointer heap_ti
 	uint8		rowkey_copy[AU_MAX_KEY];
 	StringInfoData key,
 				value;
+	Bytes		prefix;
 	bool		suffixed;
 	bool		has_null = false;
 	int			prefix_len;
@@ -341,11 +362,16 @@ au_index_insert(Relation index, Datum *values, bool *isnull, ItemPointer heap_ti
 	initStringInfoExt(&value, 256);
 	prefix_len = au_index_key(&key, index, &shape, values, isnull, rowkey, &suffixed);
 
+	prefix.data = (const uint8 *) key.data;
+	prefix.len = (uint32) prefix_len;
+
 	if (shape.deferrable)
 	{
-		Bytes		prefix = {(const uint8 *) key.data, (uint32) prefix_len};
 		bool		may_conflict = !(has_null && shape.nulls_distinct);
 
+		/* a lock on the prefix that is rolled back leaves no trace of it */
+		if (may_conflict && GetCurrentTransactionNestLevel() > 1)
+			note_prefix_read(prefix);
 		if (check == UNIQUE_CHECK_EXISTING)
 		{
 			KeyEntry	own;
@@ -358,7 +384,7 @@ au_index_insert(Relation index, Datum *values, bool *isnull, ItemPointer heap_ti
 			 */
 			if (may_conflict && au_key_lookup(as_bytes(&key), InvalidCommandId, &own) &&
 				other_row_exists(prefix, rowkey))
-				raise_duplicate(heap, index, values, isnull);
+				raise_duplicate(heap, index, values, isnull, prefix);
 			goto done;
 		}
 		if (may_conflict)
@@ -366,7 +392,7 @@ au_index_insert(Relation index, Datum *values, bool *isnull, ItemPointer heap_ti
 			if (check != UNIQUE_CHECK_NO && other_row_exists(prefix, rowkey))
 			{
 				if (check == UNIQUE_CHECK_YES)
-					raise_duplicate(heap, index, values, isnull);
+					raise_duplicate(heap, index, values, isnull, prefix);
 				result = false;
 			}
 			au_wb_lock(prefix, LockTupleExclusive);
@@ -381,7 +407,7 @@ au_index_insert(Relation index, Datum *values, bool *isnull, ItemPointer heap_ti
 			!entry_is_of_row(existing.value, rowkey))
 		{
 			if (check == UNIQUE_CHECK_YES || check == UNIQUE_CHECK_EXISTING)
-				raise_duplicate(heap, index, values, isnull);
+				raise_duplicate(heap, index, values, isnull, prefix);
 
 			/*
 			 * UNIQUE_CHECK_PARTIAL of ON CONFLICT: the caller takes its row

@@ -780,6 +780,9 @@ filters_match(IndexScanDesc scan, AuScan *so)
 static void
 note_read(IndexScanDesc scan, AuScan *so, const ScanRange *range)
 {
+	/* the planner looks for the ends of an index: no answer depends on it */
+	if (scan->xs_snapshot->snapshot_type == SNAPSHOT_NON_VACUUMABLE)
+		return;
 	if (so->primary || so->shape.unique)
 	{
 		if (range->point)
@@ -1078,7 +1081,8 @@ au_index_gettuple(IndexScanDesc scan, ScanDirection dir)
 			if (!name_row(scan, so, &entry))
 				continue;
 			/* the row of a unique entry is read by key, also if never fetched */
-			if (unlikely(IsolationIsSerializable()) && !so->whole_heap_noted)
+			if (unlikely(IsolationIsSerializable()) && !so->whole_heap_noted &&
+				scan->xs_snapshot->snapshot_type != SNAPSHOT_NON_VACUUMABLE)
 				au_note_read_key(as_bytes(&so->rowkey));
 		}
 		if (scan->xs_want_itup)

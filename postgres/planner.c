@@ -25,13 +25,16 @@
 #include "access/sysattr.h"
 #include "access/transam.h"
 #include "access/xact.h"
+#include "catalog/pg_class.h"
 #include "executor/executor.h"
 #include "lib/ilist.h"
 #include "nodes/nodeFuncs.h"
+#include "nodes/pathnodes.h"
 #include "nodes/plannodes.h"
 #include "nodes/primnodes.h"
 #include "optimizer/planner.h"
 #include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
 
 /*
  * What the planner hook says to the executor hooks travels in bits of
@@ -293,9 +296,51 @@ query_ended(void *arg)
 	dlist_delete(&((RunningQuery *) arg)->node);
 }
 
+/*
+ * Scans check the tables that they read (rule Q3).  A table that was detached
+ * or dropped since tau_start is not scanned any more; only its parent tells
+ * that the snapshot has more rows.  Under SERIALIZABLE what is read must be
+ * unchanged at COMMIT too: ATTACH PARTITION and INHERIT do not wait for
+ * readers.
+ */
+static void
+check_relations(QueryDesc *query)
+{
+	PlannedStmt *stmt = query->plannedstmt;
+	Bitmapset  *children = NULL;
+	int			rti = 0;
+
+	if (XactIsoLevel == XACT_SERIALIZABLE)
+	{
+		foreach_node(AppendRelInfo, child, stmt->appendRelations)
+			children = bms_add_member(children, child->child_relid);
+	}
+	foreach_node(RangeTblEntry, rte, stmt->rtable)
+	{
+		rti++;
+		if (rte->rtekind != RTE_RELATION || rte->relid < FirstNormalObjectId)
+			continue;
+		/* rows are not read for a plain INSERT */
+		if (stmt->commandType == CMD_INSERT && list_member_int(stmt->resultRelations, rti))
+			continue;
+		if (rte->relkind == RELKIND_PARTITIONED_TABLE)
+			au_check_partitions_not_ahead(rte->relid);
+		else if (rte->relkind != RELKIND_RELATION && rte->relkind != RELKIND_MATVIEW)
+			continue;
+		/* a partition's parent stands for it */
+		if (XactIsoLevel == XACT_SERIALIZABLE &&
+			(rte->relkind == RELKIND_PARTITIONED_TABLE || !bms_is_member(rti, children)) &&
+			get_rel_persistence(rte->relid) != RELPERSISTENCE_TEMP)
+			au_note_relation_read(rte->relid);
+	}
+	bms_free(children);
+}
+
 static void
 start(QueryDesc *query, int eflags)
 {
+	if (au_enabled && !(eflags & EXEC_FLAG_EXPLAIN_ONLY))
+		check_relations(query);
 	if (prev_start)
 		prev_start(query, eflags);
 	else

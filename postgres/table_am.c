@@ -579,7 +579,11 @@ insert_row(Relation rel, TupleTableSlot *slot, CommandId cid)
 	slot_getallattrs(slot);
 	au_table_key(key, rel, layout, slot);
 	if (keyed && key_exists(rel, as_bytes(key)))
+	{
+		/* the error will say that the row is there: a read, if it is caught */
+		au_note_read_key(as_bytes(key));
 		return false;
+	}
 	au_row_encode(row, RelationGetDescr(rel), slot->tts_values, slot->tts_isnull, au_xmin());
 
 	/*
@@ -831,7 +835,10 @@ tuple_update(Relation rel, ItemPointer otid, TupleTableSlot *slot, CommandId cid
 			appendBinaryStringInfo(key, oldkey->data, oldkey->len);
 		}
 		if (moved && key_exists(rel, as_bytes(key)))
+		{
+			au_note_read_key(as_bytes(key));	/* the error says so */
 			report_duplicate(rel, layout, slot);
+		}
 		key_columns = moved;
 	}
 

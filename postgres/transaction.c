@@ -41,6 +41,7 @@
 #include "storage/lock.h"
 #include "storage/lmgr.h"
 #include "utils/fmgrprotos.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/wait_event.h"
 
@@ -271,21 +272,44 @@ au_note_relation(Relation rel)
 		noted_relations = list_add(noted_relations, name);
 }
 
+/*
+ * SERIALIZABLE: the relation must be unchanged at COMMIT.  The adjudicator
+ * keeps one list for that and for writes, so a change that depends on rows
+ * may be refused for this reader; never one accepted that should not be.
+ */
 void
-au_check_relation_not_ahead(Relation rel)
+au_note_relation_read(Oid relid)
 {
-	Tau			changed;
+	uint64		name = (uint64) MyDatabaseId << 32 | relid;
 
+	if (!list_has(noted_relations, name))
+		noted_relations = list_add(noted_relations, name);
+}
+
+static void
+check_not_ahead(uint64 name, const char *relname)
+{
 	if (tau_start == 0)
 		return;					/* taken after the catalog was read */
-	changed = au_ddl_last_change(au_relation_name(rel));
-	if (changed > tau_start)
+	if (au_ddl_last_change(name) > tau_start)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("schema has been updated by another transaction (OC001)"),
-				 errdetail("Table \"%s\" changed after this transaction started.",
-						   RelationGetRelationName(rel)),
+				 relname ? errdetail("Table \"%s\" changed after this transaction started.", relname) : 0,
 				 errhint("The transaction might succeed if retried.")));
+}
+
+void
+au_check_relation_not_ahead(Relation rel)
+{
+	check_not_ahead(au_relation_name(rel), RelationGetRelationName(rel));
+}
+
+void
+au_check_partitions_not_ahead(Oid relid)
+{
+	if (tau_start != 0)
+		check_not_ahead((uint64) MyDatabaseId << 32 | relid, get_rel_name(relid));
 }
 
 void
@@ -1380,10 +1404,12 @@ subxact_callback(SubXactEvent event, SubTransactionId mine, SubTransactionId par
 	{
 		case SUBXACT_EVENT_ABORT_SUB:
 			au_wb_subxact_abort(GetCurrentTransactionNestLevel());
+			au_ddl_subxact_end(GetCurrentTransactionNestLevel(), false);
 			serial++;
 			break;
 		case SUBXACT_EVENT_COMMIT_SUB:
 			au_wb_subxact_commit(GetCurrentTransactionNestLevel());
+			au_ddl_subxact_end(GetCurrentTransactionNestLevel(), true);
 			break;
 		default:
 			break;

@@ -292,8 +292,8 @@ create_index(IndexStmt *stmt, bool top_level)
 	refuse_index_am(stmt->accessMethod);
 
 	/*
-	 * Writers that started before the index exists are expelled at their
-	 * COMMIT, so the plain form stops nobody either.  PostgreSQL's own
+	 * The build needs one snapshot and one transaction: writers that started
+	 * before the index exists are expelled at their COMMIT.  PostgreSQL's own
 	 * refusal for partitioned tables is kept.
 	 */
 	if (stmt->concurrent)
@@ -343,9 +343,9 @@ drop_concurrently(DropStmt *stmt, bool top_level)
 }
 
 /*
- * REFRESH ... CONCURRENTLY exists so that readers need not wait.  Readers of
- * our tables never wait, and its way to do it joins row identifiers across
- * statements.  The conditions that PostgreSQL sets stay.
+ * REFRESH ... CONCURRENTLY finds what changed by joining row identifiers
+ * across statements, which name nothing here: it runs as the plain form, and
+ * readers wait for it.  The conditions that PostgreSQL sets stay.
  */
 static void
 refresh_concurrently(RefreshMatViewStmt *stmt)

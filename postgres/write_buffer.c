@@ -509,6 +509,12 @@ au_wb_subxact_abort(int nest_level)
 	{
 		WbVersion  *v = newest_written;
 
+		/*
+		 * For SERIALIZABLE: that it could be written told the session that no
+		 * other row had this key, and it may act on that.
+		 */
+		if (v->kind == WB_PUT && !v->blind)
+			au_note_read_key(v->entry->key);
 		Assert(v->entry->newest == v);
 		v->entry->newest = v->older;
 		v->entry->relation->changes++;

@@ -37,9 +37,9 @@ class Step:
 class Case:
     """An interleaving and what Australis must make of it.
 
-    outcome: session -> "commit", "rollback" or the SQLSTATEs (joined by |) it may end with. final: a query; its result
-    must be one of `results`. `stock`: overrides of outcome for stock PostgreSQL; "*" accepts all; `stock_results` are
-    allowed there besides.
+    outcome: session -> "commit", "rollback" or the SQLSTATEs or OC codes (joined by |) it may end with. final: a
+    query; its result must be one of `results`. `stock`: overrides of outcome for stock PostgreSQL; "*" accepts all;
+    `stock_results` are allowed there besides.
     """
 
     group: str
@@ -179,8 +179,13 @@ def problems(case: Case, played: Played, kind: str) -> list[str]:
     expected = {**case.outcome, **case.stock} if kind == "stock" else case.outcome
     for session, allowed in expected.items():
         end = played.ends.get(session, "open")
-        if allowed != "*" and end not in allowed.split("|"):
-            message = played.messages.get(session, "")
+        message = played.messages.get(session, "")
+        code = re.search(r"OC\d{3}", message)
+        if (
+            allowed != "*"
+            and end not in allowed.split("|")
+            and (code is None or code.group() not in allowed.split("|"))
+        ):
             out.append(f"session {session} ended with {end} {message}, expected {allowed}")
     if kind == "australis":
         for step, got in played.reads:

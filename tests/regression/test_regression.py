@@ -12,9 +12,17 @@ import pytest
 
 from tests.fixtures.servers import Server
 from tests.regression.classify import Block, cut, differing_blocks, kind_of
-from tests.regression.runner import Side, run_files, summary
+from tests.regression.runner import FileResult, Side, run_files, run_specs, summary
 from tests.regression.source import SourceMissing, regress_directory, with_needs
 
+# Isolation specs of all kinds that take a second or less; the others differ for the same reasons.
+SPECS = [
+    "aborted-keyrevoke", "create-trigger", "delete-abort-savept", "detach-partition-concurrently-3", "fk-contention",
+    "fk-partitioned-2", "fk-snapshot", "index-only-scan", "insert-conflict-do-nothing-2", "insert-conflict-do-update-2",
+    "lock-committed-keyupdate", "lock-update-delete", "merge-insert-update", "merge-update", "nowait",
+    "partition-concurrent-attach", "partition-key-update-4", "ri-trigger", "simple-write-skew", "skip-locked",
+    "sequence-ddl", "truncate-conflict", "tuplelock-conflict", "update-conflict-out", "vacuum-conflict",
+]  # fmt: skip
 FILES = ["select", "insert", "update", "delete", "insert_conflict", "transactions", "uuid", "numeric", "prepare"]
 
 
@@ -72,7 +80,27 @@ def test_core_files(stock: Server, australis: Server, tmp_path: Path, capsys: py
     with capsys.disabled():
         print("\n" + summary(results, show=0))
     explained = ("row order", "plan", "ctid, xmin", "by design", "documented", "follow-up", "other index access method")
+    assert not unexplained(results, (*explained, "refused: exclusion"))
+
+
+def unexplained(results: list[FileResult], explained: tuple[str, ...]) -> list[str]:
+    late = [f"{r.name}: time limit" for r in results if r.timed_out]
     blocks = [(r.name, b) for r in results if not r.same for b in r.best]
-    wrong = [f"{n}:{b.line} {b.kind}" for n, b in blocks if not b.kind.startswith((*explained, "refused: exclusion"))]
-    assert not wrong
-    assert not any(r.timed_out for r in results)
+    return late + [f"{n}:{b.line} {b.kind}" for n, b in blocks if not b.kind.startswith(explained)]
+
+
+@pytest.mark.timeout(300)
+def test_isolation_specs(stock: Server, australis: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same of isolation specs: what differs is that nobody waits, one snapshot, or a conflict found at COMMIT."""
+    try:
+        source = regress_directory()
+    except SourceMissing as error:
+        pytest.skip(str(error))
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        os.chmod(directory, 0o755)
+    side, other = (Side(server, source, tmp_path, limit=60) for server in (australis, stock))
+    results = run_specs(SPECS, side, other)
+    with capsys.disabled():
+        print("\n" + summary(results, show=0))
+    explained = ("row order", "by design", "documented", "follow-up", "conflict at commit", "nothing waits")
+    assert not unexplained(results, explained)

@@ -19,6 +19,7 @@ CREATE TABLE other (a int);
 CREATE DOMAIN d AS int; CREATE TABLE dt (x d, id int PRIMARY KEY);
 CREATE TABLE part (k int) PARTITION BY LIST (k); CREATE TABLE part_d PARTITION OF part DEFAULT;
 CREATE TABLE part_1 (k int);
+CREATE TABLE up (a int); CREATE TABLE down () INHERITS (up);
 """
 SCHEMA = ("40001", "OC001")
 ROWS = ("40001", "OC000")
@@ -66,6 +67,13 @@ def check(result: Result, expected: tuple[str, str] | None) -> None:
         ("CREATE TABLE c (id int REFERENCES p)", "DELETE FROM p WHERE id = 1", SCHEMA),
         ("DROP TABLE t", "INSERT INTO t VALUES (100, 1)", ("42P01", "does not exist")),
         ("ALTER TABLE part ATTACH PARTITION part_1 FOR VALUES IN (1)", "INSERT INTO part_d VALUES (2)", SCHEMA),
+        # what is no part of the table any more is part of the old snapshot
+        ("ALTER TABLE part DETACH PARTITION part_d", "SELECT count(*) FROM part", SCHEMA),
+        ("DROP TABLE part_d", "SELECT count(*) FROM part", SCHEMA),
+        ("DROP TABLE part_d", "UPDATE part SET k = k", SCHEMA),
+        ("DROP TABLE part_d", "CREATE TABLE copied AS SELECT * FROM part", SCHEMA),
+        ("ALTER TABLE down NO INHERIT up", "SELECT count(*) FROM up", SCHEMA),
+        ("DROP TABLE down", "SELECT count(*) FROM up", SCHEMA),
         # the new definition is used at once, and the old snapshot is refused at COMMIT
         ("ALTER DOMAIN d ADD CHECK (value > 0)", "INSERT INTO dt VALUES (1, 1)", SCHEMA),
         ("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'", "INSERT INTO t VALUES (100, f())", None),
