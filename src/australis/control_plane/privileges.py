@@ -82,7 +82,11 @@ def drop(layout: Layout, arguments: Sequence[str]) -> None:
     os.setgroups([])
     os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
     os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
-    os.execve(program, [program, "-P", "-m", "australis", *arguments], environment)
+    try:
+        os.execve(program, [program, "-P", "-m", "australis", *arguments], environment)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ClusterError(f"user {user.pw_name} cannot run {program}: {reason}; see its limits (ulimit -u)") from error
 
 
 def _as_user(user: pwd.struct_passwd, question: Callable[[], bool]) -> bool:

@@ -120,9 +120,10 @@ def _bootstrap(data: Path, installation: Installation) -> None:
         (data / "postgresql.auto.conf").write_text(
             "".join(f"{name} = {literal(value)}\n" for name, value in options.items()), encoding="utf-8"
         )
-        control = [installation.program("pg_ctl"), "--silent", f"--pgdata={data}", f"--log={run}/log"]
+        control = [installation.program("pg_ctl"), "--silent", f"--log={run}/log"]
+        where = {"PGDATA": str(data)}  # --pgdata would go through a shell
         try:
-            _run([*control, "--wait", f"--timeout={TIMEOUT:.0f}", "start"])
+            _run([*control, "--wait", f"--timeout={TIMEOUT:.0f}", "start"], **where)
         except ImageError as error:
             raise ImageError(f"{error}: {_last_line(Path(run) / 'log')}") from error
         psql = [installation.program("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"]
@@ -138,7 +139,7 @@ def _bootstrap(data: Path, installation: Installation) -> None:
                     PGOPTIONS="-c allow_system_table_mods=on -c client_min_messages=warning",
                 )
         finally:
-            _run([*control, "--wait", "--mode=fast", "stop"])
+            _run([*control, "--wait", "--mode=fast", "stop"], **where)
         (data / "postgresql.auto.conf").write_text("", encoding="ascii")
 
 
