@@ -162,6 +162,55 @@ def test_damaged_files_are_named_and_left_alone(
     whole(cluster)
 
 
+def last_segment(data: Path) -> None:
+    sorted((data / "journal").glob("*.segment"))[-1].unlink()
+
+
+def whole_journal(data: Path) -> None:
+    for file in (data / "journal").iterdir():
+        file.unlink()
+
+
+def half_a_segment(data: Path) -> None:
+    file = sorted((data / "journal").glob("*.segment"))[-1]
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def tail_of_zeros(data: Path) -> None:
+    """What the last write left there is gone, as if it had never been."""
+    file = sorted((data / "journal").glob("*.segment"))[-1]
+    content = file.read_bytes()
+    used = content.rstrip(b"\0")
+    file.write_bytes(used[: used.rindex(b"AUSGROUP")].ljust(len(content), b"\0"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "pattern"),
+    [
+        pytest.param(last_segment, "the segment is missing|holds no segment", id="last segment"),
+        pytest.param(whole_journal, "journal holds no segment", id="whole journal"),
+        pytest.param(half_a_segment, "the file ends here", id="half a segment"),
+        pytest.param(tail_of_zeros, "the journal ends with record", id="tail of zeros"),
+    ],
+)
+def test_lost_ends_of_the_journal_are_refused(
+    cluster: AustralisCluster, damage: Callable[[Path], None], pattern: str
+) -> None:
+    """Never taken for a journal that just ends there; check says so, too, and nothing is changed."""
+    subprocess.run(["cp", "-a", str(cluster.data / "journal"), str(cluster.directory / "copy")], check=True)
+    damage(cluster.data)
+    damaged = snapshot(cluster.data / "journal")
+    checked = cluster.command("check")
+    assert checked.returncode == 1 and "PROBLEM" in checked.stdout
+    refusal(cluster, pattern)
+    left = snapshot(cluster.data / "journal")
+    assert {name: left.get(name) for name in damaged} == damaged
+    shutil.rmtree(cluster.data / "journal")
+    (cluster.directory / "copy").rename(cluster.data / "journal")
+    assert cluster.command("check").returncode == 0
+    whole(cluster)
+
+
 def test_a_directory_with_other_files(scratch: Path) -> None:
     cluster = AustralisCluster(scratch)
     cluster.data.mkdir()

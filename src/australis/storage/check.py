@@ -111,6 +111,8 @@ def check_storage(directory: ClusterDirectory) -> StorageReport:
             store.close()
     for snapshot in list_snapshots(directory.snapshots, directory.cluster):
         report.snapshots += 1
+        if snapshot.position.sequence > report.journal.last.sequence and not report.journal.problems:
+            report.problems.append(f"the journal ends before {snapshot.directory}: its last segments are missing")
         try:
             if checksum(snapshot.file) != snapshot.checksum:
                 report.problems.append(f"{snapshot.file} fails its checksum: delete {snapshot.directory}")
