@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -211,6 +213,29 @@ def test_lost_ends_of_the_journal_are_refused(
     whole(cluster)
 
 
+def test_check_names_a_flipped_bit_of_the_store(cluster: AustralisCluster) -> None:
+    store = cluster.data / "storage" / "data.mdb"
+    content = bytearray(store.read_bytes())
+    at = content.rindex(hashlib.md5(b"77").hexdigest().encode())  # a row; the pages that LMDB copied lie before it
+    content[at] ^= 1
+    store.write_bytes(content)
+    said = cluster.command("check")
+    assert said.returncode == 1
+    assert re.search(r"PROBLEM: key [0-9a-f]+: the store's value of \d+ is not the journal's", said.stdout), said.stdout
+    assert f"note: remove {store.parent}: the next start makes it again" in said.stdout
+    shutil.rmtree(store.parent)
+    whole(cluster)
+    assert cluster.command("check").returncode == 0
+
+
+def test_check_names_a_damaged_manifest(cluster: AustralisCluster) -> None:
+    manifest = cluster.data / "snapshots" / "1" / "manifest.json"
+    manifest.parent.mkdir(mode=0o755)
+    manifest.write_text('{"format": 1, "clus')
+    assert f"note: {manifest.parent} is no snapshot" in cluster.command("check").stdout
+    whole(cluster)
+
+
 def test_a_directory_with_other_files(scratch: Path) -> None:
     cluster = AustralisCluster(scratch)
     cluster.data.mkdir()
@@ -269,6 +294,37 @@ def test_an_unwritable_directory_as_plain_user(scratch: Path) -> None:
     assert "Traceback" not in done.stderr
     assert re.search(r"^Error: .*(permission|writ)", lines[-1], re.IGNORECASE)
     assert not (scratch / "data").exists()
+
+
+@contextlib.contextmanager
+def small_file_system(place: Path, megabytes: int) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a small file system")
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=755", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+@pytest.mark.parametrize("megabytes", [2, 30, 45, 60])
+def test_full_disk_at_the_first_start(scratch: Path, megabytes: int) -> None:
+    """Too small for the journal, for PostgreSQL's directory, for its image."""
+    with small_file_system(scratch / "small", megabytes) as small:
+        refusal(AustralisCluster(small), "no space")
+
+
+def test_read_only_file_system(sample: Path, scratch: Path) -> None:
+    with small_file_system(scratch / "small", 500) as small:
+        cluster = AustralisCluster(small)
+        subprocess.run(["cp", "-a", str(sample / "data"), str(cluster.data)], check=True)
+        subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+        refusal(cluster, "read-only file system")
+        subprocess.run(["mount", "-o", "remount,rw", str(small)], check=True)
+        whole(cluster)
 
 
 @pytest.mark.timeout(240)

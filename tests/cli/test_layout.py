@@ -46,6 +46,13 @@ def test_create_and_read(layout: Layout) -> None:
     assert len(layout.password()) >= 20
 
 
+@pytest.mark.parametrize(("content", "expected"), [(b"\xff\xfe", "is damaged"), (b"\n", "is empty")])
+def test_damaged_password(layout: Layout, content: bytes, expected: str) -> None:
+    layout.password_file.write_bytes(content)
+    with pytest.raises(ClusterError, match=f"{expected}; write the password of user admin into it"):
+        layout.password()
+
+
 def test_first_start_that_never_finished(layout: Layout) -> None:
     layout.password_file.write_text("x")
     assert read_cluster(layout) is None

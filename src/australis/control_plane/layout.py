@@ -82,14 +82,18 @@ class Layout:
         return Path(os.path.realpath(self.data / "run"))
 
     def password(self) -> str:
+        remedy = "write the password of user admin into it (mode 0600)"
         try:
-            return self.password_file.read_text(encoding="ascii").strip()
+            password = self.password_file.read_text(encoding="ascii").strip()
+        except UnicodeDecodeError as error:
+            raise ClusterError(f"{self.password_file} is damaged; {remedy}") from error
         except PermissionError as error:
             raise ClusterError(f"{self.password_file}: not readable by you; run as the user who owns it") from error
         except OSError as error:
-            raise ClusterError(
-                f"{self.password_file}: {_cause(error)}; write the password of user admin into it (mode 0600)"
-            ) from error
+            raise ClusterError(f"{self.password_file}: {_cause(error)}; {remedy}") from error
+        if not password:
+            raise ClusterError(f"{self.password_file} is empty; {remedy}")
+        return password
 
 
 def read_cluster(layout: Layout) -> Cluster | None:

@@ -13,6 +13,7 @@ Python itself if need be. Its name changes whenever the installation does; a dir
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -115,6 +116,8 @@ def _give_data_directory(layout: Layout, user: pwd.struct_passwd) -> None:
                     os.lchown(os.path.join(folder, name), user.pw_uid, user.pw_gid)
     except OSError as error:
         raise unusable(layout, error) from error
+    if os.statvfs(layout.data).f_flag & os.ST_RDONLY:
+        raise unusable(layout, OSError(errno.EROFS, os.strerror(errno.EROFS)))
     if not _as_user(user, lambda: os.access(layout.data, os.R_OK | os.W_OK | os.X_OK)):
         raise ClusterError(
             f"{layout.data}: user {user.pw_name}, whom the cluster runs as, cannot get there; "
