@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from australis.control_plane import log_reader
 from tests.cli.conftest import Australis
 
 pytestmark = pytest.mark.timeout(180)
@@ -281,6 +283,23 @@ def test_psql_ignores_the_environment_of_other_servers(running: Australis) -> No
     assert (
         running("psql", "--direct", "-XAtc", "SELECT current_user, current_setting('work_mem')").stdout == "admin|3MB\n"
     )
+
+
+def test_followed_logs_are_rotated_and_destroyed(directory: Path) -> None:
+    logs = directory / "logs"
+    logs.mkdir()
+    file = logs / "supervisor.log"
+    file.write_text("first\n")
+    lines = log_reader.read(logs, None, 10, follow=True)
+    assert next(lines).split() == ["supervisor", "first"]
+    file.rename(logs / "supervisor.log.1")
+    with (logs / "supervisor.log.1").open("a") as old:
+        old.write("second\n")
+    assert next(lines).split() == ["supervisor", "second"]  # while there is no new file yet
+    file.write_text("third\n")
+    assert next(lines).split() == ["supervisor", "third"]
+    shutil.rmtree(logs)
+    assert list(lines) == []
 
 
 def test_foreground_ends_with_its_terminal(australis_command: Australis) -> None:
