@@ -7,6 +7,7 @@ imports happen inside the commands that need them.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import select
@@ -27,6 +28,7 @@ from australis.control_plane.layout import (
     ClusterError,
     DirectoryLock,
     Layout,
+    check_journal_exists,
     create_cluster,
     holder,
     prepare_directories,
@@ -45,6 +47,7 @@ DATA_VARIABLE = "AUSTRALIS_DATA"
 DEFAULT_DATA = "australis-data"
 SYSTEM_DATA = Path("/var/lib/australis")
 STOP_SECONDS = 60.0
+PSQL_KEEPS = ("PGOPTIONS", "PGAPPNAME", "PGCLIENTENCODING", "PGTZ", "PGDATESTYLE", "PGCONNECT_TIMEOUT")
 NOT_RUNNING = 3  # exit status of `status`, as of init scripts
 
 
@@ -61,9 +64,20 @@ class _Commands(click.Group):
             raise click.ClickException(" ".join(str(error).split())) from error
 
 
+class _Directory(click.Path):
+    """A directory's path; the empty one (a variable that a script forgot to set) is a mistake, not here."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty; name a directory", param, ctx)
+        if "\n" in os.fspath(value):
+            self.fail("PostgreSQL cannot use a path with a line break; name another directory", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 data_option = click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=_Directory(path_type=Path),
     metavar="DIR",
     help=f"Directory of the cluster (default ./{DEFAULT_DATA}).",
 )
@@ -98,6 +112,8 @@ def start(data: Path | None, port: int | None, profile: Profile | None, detach: 
         )
     if holder(layout) is not None:
         DirectoryLock(layout).acquire()  # says who holds it
+    if cluster is not None:
+        check_journal_exists(layout)
     if data is None and layout.data.parent.parent == SYSTEM_DATA.parent and not os.environ.get(DATA_VARIABLE):
         click.echo(f"the cluster's user cannot go to {Path.cwd()}: its directory is {layout.data}", err=True)
     arguments = ["start", "--data", str(layout.data)]
@@ -332,7 +348,9 @@ def psql(data: Path | None, direct: bool, arguments: tuple[str, ...]) -> None:
         "PGDATABASE": "postgres",
         "PGPASSWORD": layout.password(),
     }
-    os.execve(program, [program, *arguments], {**os.environ, **environment})
+    # PGSERVICE, PGSSLMODE and the like are about some other server
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG") or name in PSQL_KEEPS}
+    os.execve(program, [program, *arguments], kept | environment)
 
 
 @main.command()
@@ -412,9 +430,12 @@ def destroy(data: Path | None, yes: bool) -> None:
     _remove(layout.lock_file)
     lock.release()
     try:
-        layout.data.rmdir()
-    except OSError:
-        click.echo(f"kept {layout.data}: it holds files that are not the cluster's", err=True)
+        layout.data.resolve().rmdir()
+        if layout.data.is_symlink():
+            layout.data.unlink()
+    except OSError as error:
+        kept = "it holds files that are not the cluster's" if error.errno == errno.ENOTEMPTY else error.strerror
+        click.echo(f"kept {layout.data}: {kept}", err=True)
 
 
 def _remove(path: Path) -> None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import os
 import tomllib
-from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin
 
 import msgspec
 
 from australis.errors import AustralisError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 FILE_NAME = "australis.toml"
 DRIVER_VARIABLE = "AUSTRALIS_STORAGE_DRIVER"
@@ -65,7 +63,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """All keys of the file. Times in seconds, sizes in megabytes."""
 
     port: Port | None = None  # None: 5432, or the next free one
-    listen: list[str] = msgspec.field(default_factory=lambda: ["127.0.0.1", "::1"])
+    listen: Annotated[list[str], msgspec.Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: ["127.0.0.1", "::1"]
+    )
     connections: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
     storage_driver: Literal["attached", "socket"] = "attached"
     write_buffer_mb: Positive | None = None
@@ -75,6 +75,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     tls: Tls | None = None
     postgresql: dict[str, str | int | float | bool] = {}  # more settings for postgresql.conf
+
+    @property
+    def files(self) -> set[str]:
+        """Names in the data directory that the configuration refers to."""
+        paths = (Path(self.tls.certificate), Path(self.tls.key)) if self.tls else ()
+        return {part for path in paths for part in path.parts[:1]}
 
 
 def load(directory: Path) -> Config:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -162,6 +164,78 @@ def test_damaged_files_are_named_and_left_alone(
     whole(cluster)
 
 
+def last_segment(data: Path) -> None:
+    sorted((data / "journal").glob("*.segment"))[-1].unlink()
+
+
+def whole_journal(data: Path) -> None:
+    for file in (data / "journal").iterdir():
+        file.unlink()
+
+
+def half_a_segment(data: Path) -> None:
+    file = sorted((data / "journal").glob("*.segment"))[-1]
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def tail_of_zeros(data: Path) -> None:
+    """What the last write left there is gone, as if it had never been."""
+    file = sorted((data / "journal").glob("*.segment"))[-1]
+    content = file.read_bytes()
+    used = content.rstrip(b"\0")
+    file.write_bytes(used[: used.rindex(b"AUSGROUP")].ljust(len(content), b"\0"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "pattern"),
+    [
+        pytest.param(last_segment, "the segment is missing|holds no segment", id="last segment"),
+        pytest.param(whole_journal, "journal holds no segment", id="whole journal"),
+        pytest.param(half_a_segment, "the file ends here", id="half a segment"),
+        pytest.param(tail_of_zeros, "the journal ends with record", id="tail of zeros"),
+    ],
+)
+def test_lost_ends_of_the_journal_are_refused(
+    cluster: AustralisCluster, damage: Callable[[Path], None], pattern: str
+) -> None:
+    """Never taken for a journal that just ends there; check says so, too, and nothing is changed."""
+    subprocess.run(["cp", "-a", str(cluster.data / "journal"), str(cluster.directory / "copy")], check=True)
+    damage(cluster.data)
+    damaged = snapshot(cluster.data / "journal")
+    checked = cluster.command("check")
+    assert checked.returncode == 1 and "PROBLEM" in checked.stdout
+    refusal(cluster, pattern)
+    left = snapshot(cluster.data / "journal")
+    assert {name: left.get(name) for name in damaged} == damaged
+    shutil.rmtree(cluster.data / "journal")
+    (cluster.directory / "copy").rename(cluster.data / "journal")
+    assert cluster.command("check").returncode == 0
+    whole(cluster)
+
+
+def test_check_names_a_flipped_bit_of_the_store(cluster: AustralisCluster) -> None:
+    store = cluster.data / "storage" / "data.mdb"
+    content = bytearray(store.read_bytes())
+    at = content.rindex(hashlib.md5(b"77").hexdigest().encode())  # a row; the pages that LMDB copied lie before it
+    content[at] ^= 1
+    store.write_bytes(content)
+    said = cluster.command("check")
+    assert said.returncode == 1
+    assert re.search(r"PROBLEM: key [0-9a-f]+: the store's value of \d+ is not the journal's", said.stdout), said.stdout
+    assert f"note: remove {store.parent}: the next start makes it again" in said.stdout
+    shutil.rmtree(store.parent)
+    whole(cluster)
+    assert cluster.command("check").returncode == 0
+
+
+def test_check_names_a_damaged_manifest(cluster: AustralisCluster) -> None:
+    manifest = cluster.data / "snapshots" / "1" / "manifest.json"
+    manifest.parent.mkdir(mode=0o755)
+    manifest.write_text('{"format": 1, "clus')
+    assert f"note: {manifest.parent} is no snapshot" in cluster.command("check").stdout
+    whole(cluster)
+
+
 def test_a_directory_with_other_files(scratch: Path) -> None:
     cluster = AustralisCluster(scratch)
     cluster.data.mkdir()
@@ -220,6 +294,37 @@ def test_an_unwritable_directory_as_plain_user(scratch: Path) -> None:
     assert "Traceback" not in done.stderr
     assert re.search(r"^Error: .*(permission|writ)", lines[-1], re.IGNORECASE)
     assert not (scratch / "data").exists()
+
+
+@contextlib.contextmanager
+def small_file_system(place: Path, megabytes: int) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a small file system")
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=755", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+@pytest.mark.parametrize("megabytes", [2, 30, 45, 60])
+def test_full_disk_at_the_first_start(scratch: Path, megabytes: int) -> None:
+    """Too small for the journal, for PostgreSQL's directory, for its image."""
+    with small_file_system(scratch / "small", megabytes) as small:
+        refusal(AustralisCluster(small), "no space")
+
+
+def test_read_only_file_system(sample: Path, scratch: Path) -> None:
+    with small_file_system(scratch / "small", 500) as small:
+        cluster = AustralisCluster(small)
+        subprocess.run(["cp", "-a", str(sample / "data"), str(cluster.data)], check=True)
+        subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+        refusal(cluster, "read-only file system")
+        subprocess.run(["mount", "-o", "remount,rw", str(small)], check=True)
+        whole(cluster)
 
 
 @pytest.mark.timeout(240)

@@ -37,6 +37,7 @@ def test_all_keys(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ('port = "5432"', "port: expected int"),
         ("port = 70000", "port: expected"),
         ("port = 54", None),
+        ("listen = []", "listen: expected array of length >= 1"),
         ('storage_driver = "fast"', "storage_driver: invalid enum value"),
         ('[tls]\ncertificate = "x"', "missing required field"),
         ('[tls]\ncert = "x"', "tls"),

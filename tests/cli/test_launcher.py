@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from australis.control_plane import log_reader
 from tests.cli.conftest import Australis
 
 pytestmark = pytest.mark.timeout(180)
@@ -222,10 +225,85 @@ def test_long_path(directory: Path) -> None:
     assert not command.data.exists()
 
 
+def test_odd_path(directory: Path) -> None:
+    """No character of a path reaches a shell."""
+    command = Australis(directory / "a $HOME 'b' \"c\" `id` \\ %d é", {"AUSTRALIS_TEST_PLAIN": "1"})
+    try:
+        command("start", "--detach")
+        assert command.sql("SELECT 1") == "1"
+    finally:
+        command("destroy", "--yes")
+    assert not command.data.exists()
+
+
+@pytest.mark.parametrize("name", ["", "a\nb"])
+def test_path_that_is_none(directory: Path, name: str) -> None:
+    """An empty one is a variable that a script forgot to set; PostgreSQL's own files have paths as lines."""
+    done = subprocess.run(
+        [sys.executable, "-m", "australis", "start", "--data", name],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Invalid value for '--data'" in done.stderr
+    assert os.listdir(directory) == []
+
+
+def test_link_to_a_directory(directory: Path) -> None:
+    (directory / "real").mkdir()
+    (directory / "link").symlink_to("real")
+    command = Australis(directory / "link", {"AUSTRALIS_TEST_PLAIN": "1"})
+    command("start", "--detach")
+    assert command.sql("SELECT 1") == "1"
+    assert command("destroy", "--yes").stderr == ""
+    assert os.listdir(directory) == []
+
+
+@pytest.mark.parametrize("host", ["*", "0.0.0.0", "::"])
+def test_url_of_all_addresses(australis_command: Australis, host: str) -> None:
+    australis_command.data.mkdir()
+    (australis_command.data / "australis.toml").write_text(f'listen = ["{host}"]\n')
+    url = australis_command("start", "--detach").stdout
+    assert ("@[::1]:" if host == "::" else "@127.0.0.1:") in url
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "täst", "192.0.2.1"])
+def test_address_that_is_not_ours(australis_command: Australis, host: str) -> None:
+    australis_command.data.mkdir()
+    (australis_command.data / "australis.toml").write_text(f'listen = ["{host}"]\n')
+    message = australis_command.refused("start")
+    assert f"cannot listen on {host}" in message and "change listen in australis.toml" in message
+
+
+def test_psql_ignores_the_environment_of_other_servers(running: Australis) -> None:
+    running.environment |= {"PGSERVICE": "other", "PGSSLMODE": "require", "PGHOSTADDR": "192.0.2.1", "PGUSER": "joe"}
+    running.environment |= {"PGOPTIONS": "-c work_mem=3MB"}
+    assert (
+        running("psql", "--direct", "-XAtc", "SELECT current_user, current_setting('work_mem')").stdout == "admin|3MB\n"
+    )
+
+
+def test_followed_logs_are_rotated_and_destroyed(directory: Path) -> None:
+    logs = directory / "logs"
+    logs.mkdir()
+    file = logs / "supervisor.log"
+    file.write_text("first\n")
+    lines = log_reader.read(logs, None, 10, follow=True)
+    assert next(lines).split() == ["supervisor", "first"]
+    file.rename(logs / "supervisor.log.1")
+    with (logs / "supervisor.log.1").open("a") as old:
+        old.write("second\n")
+    assert next(lines).split() == ["supervisor", "second"]  # while there is no new file yet
+    file.write_text("third\n")
+    assert next(lines).split() == ["supervisor", "third"]
+    shutil.rmtree(logs)
+    assert list(lines) == []
+
+
 def test_foreground_ends_with_its_terminal(australis_command: Australis) -> None:
     """Control-C stops the cluster; the first line on stdout is the connection string."""
-    import sys
-
     with subprocess.Popen(
         [sys.executable, "-m", "australis", "start", "--data", str(australis_command.data)],
         stdout=subprocess.PIPE,
@@ -251,8 +329,6 @@ def test_root_names_an_unreachable_directory(australis_command: Australis, direc
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root drops privileges")
 def test_root_default_directory_is_reachable(directory: Path) -> None:
     """In a directory that is closed to others, the default moves to the system's place for data."""
-    import sys
-
     closed = directory / "closed"
     closed.mkdir(mode=0o700)
     done = subprocess.run(

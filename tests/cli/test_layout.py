@@ -15,6 +15,7 @@ from australis.control_plane.layout import (
     ClusterError,
     DirectoryLock,
     Layout,
+    check_journal_exists,
     create_cluster,
     holder,
     prepare_directories,
@@ -45,6 +46,13 @@ def test_create_and_read(layout: Layout) -> None:
     assert len(layout.password()) >= 20
 
 
+@pytest.mark.parametrize(("content", "expected"), [(b"\xff\xfe", "is damaged"), (b"\n", "is empty")])
+def test_damaged_password(layout: Layout, content: bytes, expected: str) -> None:
+    layout.password_file.write_bytes(content)
+    with pytest.raises(ClusterError, match=f"{expected}; write the password of user admin into it"):
+        layout.password()
+
+
 def test_first_start_that_never_finished(layout: Layout) -> None:
     layout.password_file.write_text("x")
     assert read_cluster(layout) is None
@@ -57,6 +65,16 @@ def test_other_files(directory: Path) -> None:
     assert os.listdir(directory) == ["thesis.tex"]
 
 
+def test_files_that_the_configuration_names(directory: Path) -> None:
+    """They must be there before the first start, so they are no strangers."""
+    (directory / "australis.toml").write_text('[tls]\ncertificate = "tls/server.crt"\nkey = "/etc/x/server.key"\n')
+    (directory / "tls").mkdir()
+    assert read_cluster(Layout(directory)) is None
+    (directory / "thesis.tex").write_text("important")
+    with pytest.raises(ClusterError, match=r"holds other files \(thesis.tex\)"):
+        read_cluster(Layout(directory))
+
+
 def test_not_a_directory(directory: Path) -> None:
     (directory / "file").write_text("")
     with pytest.raises(ClusterError, match="is not a directory"):
@@ -67,6 +85,17 @@ def test_journal_without_cluster_file(layout: Layout) -> None:
     (layout.journal / "0001").write_text("committed")
     with pytest.raises(ClusterError, match="is missing but there is a journal"):
         read_cluster(layout)
+
+
+def test_journal_is_gone(layout: Layout) -> None:
+    create_cluster(layout, "postgres")
+    check_journal_exists(layout)  # a first start that never finished
+    (layout.storage / "data.mdb").touch()
+    with pytest.raises(ClusterError, match=r"journal holds no segment.*put it back"):
+        check_journal_exists(layout)
+    layout.journal.rmdir()
+    with pytest.raises(ClusterError, match=r"journal holds no segment.*put it back"):
+        check_journal_exists(layout)
 
 
 @pytest.mark.parametrize(

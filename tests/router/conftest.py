@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -212,6 +213,21 @@ class RouterProcess:
 
     def connect(self, **more: object) -> psycopg.Connection[tuple[Any, ...]]:
         return psycopg.connect(self.dsn(**more), autocommit=True)
+
+    def raw(self, *, tls: bool) -> socket.socket:
+        """A raw connection that is ready for its startup packet, encrypted or not."""
+        sock = self.socket()
+        if not tls:
+            return sock
+        try:
+            sock.sendall((8).to_bytes(4, "big") + (80877103).to_bytes(4, "big"))
+            assert sock.recv(1) == b"S"
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            return context.wrap_socket(sock)  # takes the descriptor over
+        except BaseException:
+            sock.close()
+            raise
 
     def socket(self) -> socket.socket:
         """A raw TCP connection; every wait on it is bounded."""

@@ -218,16 +218,10 @@ def test_psql_by_ipv6_and_by_unix_socket(start_router: StartRouter, directory: P
 
 def test_replication_connections_log_in(way: Way) -> None:
     router, how = way
-    done = subprocess.run(
-        [program("psql"), "-XAt", router.dsn(**how, replication="true"), "-c", "IDENTIFY_SYSTEM"]
-        if how["sslmode"] == "disable"
-        else ["true"],  # the wheel's psql has no TLS
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    assert done.returncode == 0, done.stderr
+    with router.connect(**how, replication="true") as connection:
+        result = connection.pgconn.exec_(b"IDENTIFY_SYSTEM")  # replication knows only the simple query protocol
+        assert result.status == psycopg.pq.ExecStatus.TUPLES_OK, result.error_message
+        assert result.ntuples == 1
 
 
 def test_direct_tls_and_cancel_by_tls(start_router: StartRouter, certificate: tuple[Path, Path]) -> None:
@@ -308,9 +302,7 @@ def _raw_startup(router: RouterProcess, more: bytes) -> None:
 
 def test_protocol_options_are_negotiated_by_the_backend(way: Way) -> None:
     router, how = way
-    if how["sslmode"] == "require":
-        pytest.skip("needs a raw client")
-    with router.socket() as sock:
+    with router.raw(tls=how["sslmode"] == "require") as sock:
         options = b"".join(b"_pq_.option%03d\0on\0" % i for i in range(200))  # answer < one buffer of the backend
         pairs = b"user\0admin\0database\0postgres\0" + options + b"\0"
         sock.sendall((len(pairs) + 8).to_bytes(4, "big") + ((3 << 16) | 9).to_bytes(4, "big") + pairs)

@@ -12,7 +12,7 @@ from australis.journal.check import check_journal
 from australis.journal.file_layer import OsFiles
 from australis.journal.files import FilesJournal
 from australis.journal.record import START, Kind
-from australis.journal.segments import BLOCK, list_segments
+from australis.journal.segments import BLOCK, END, list_segments
 
 CLUSTER = bytes(range(16))
 SEGMENT = 64 << 10
@@ -130,6 +130,65 @@ def test_missing_segment(tmp_path: Path) -> None:
         open_journal(tmp_path)
 
 
+def test_missing_end(tmp_path: Path) -> None:
+    """The last segments are gone: refused, changing nothing, since all was well when the journal was closed."""
+    fill(tmp_path, 300)
+    *kept, last = sorted(tmp_path.glob("*.segment"))
+    content = {path: path.read_bytes() for path in (*kept, last)}
+    for lost in ([last], [*kept, last]):
+        for path in lost:
+            path.unlink()
+        said = "the segment is missing" if len(lost) == 1 else "holds no journal segment"
+        assert any(said in problem for problem in check_journal(tmp_path, CLUSTER).problems)
+        with pytest.raises(JournalDamagedError, match=f"{last.name}.*the segment is missing"):
+            open_journal(tmp_path)
+        assert sorted(tmp_path.glob("*.segment")) == [path for path in kept if path not in lost]
+        for path in lost:
+            path.write_bytes(content[path])
+    open_journal(tmp_path).close()
+    assert check_journal(tmp_path, CLUSTER).problems == []
+
+
+def test_missing_tail(tmp_path: Path) -> None:
+    """Not a torn write: these records were there when the journal was closed."""
+    fill(tmp_path, 20)
+    segment = sorted(tmp_path.glob("*.segment"))[0]
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[: SEGMENT // 2])
+    assert any("ends here" in problem for problem in check_journal(tmp_path, CLUSTER).problems)
+    with pytest.raises(JournalDamagedError, match="the file ends here"):
+        open_journal(tmp_path)
+    segment.write_bytes(whole[: BLOCK + 10 * 1024] + bytes(SEGMENT - BLOCK - 10 * 1024))
+    assert any("but it had 21" in problem for problem in check_journal(tmp_path, CLUSTER).problems)
+    with pytest.raises(JournalDamagedError, match="but it had 21"):
+        open_journal(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"x" * 512])
+def test_nothing_is_missing_without_the_note_of_the_end(tmp_path: Path, content: bytes | None) -> None:
+    fill(tmp_path, 3)
+    if content is None:
+        (tmp_path / END).unlink()
+    else:
+        (tmp_path / END).write_bytes(content)
+    assert check_journal(tmp_path, CLUSTER).problems == []
+    fill(tmp_path, 3)
+    assert check_journal(tmp_path, CLUSTER).problems == []
+
+
+def test_a_trimmed_journal_may_begin_within_a_record(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path)
+    journal.append(Kind.TRANSACTION, 0, 5, bytes(16), os.urandom(SEGMENT * 3), 0)
+    journal.append(Kind.TRANSACTION, 0, 6, bytes(16), b"after", 0)
+    journal.flush()
+    journal.close()
+    segments = sorted(tmp_path.glob("*.segment"))
+    segments[0].unlink()
+    report = check_journal(tmp_path, CLUSTER)
+    assert report.problems == []
+    assert report.transactions == 1
+
+
 def test_torn_tail_is_cut_whole(tmp_path: Path) -> None:
     fill(tmp_path, 3)
     journal = open_journal(tmp_path)
@@ -138,7 +197,9 @@ def test_torn_tail_is_cut_whole(tmp_path: Path) -> None:
         journal.append(Kind.TRANSACTION, 0, tau, bytes(16), bytes(2000), 0)
     journal.flush()  # one group of three
     path = journal._segments[-1].path
+    end = (tmp_path / END).read_bytes()
     journal.close()
+    (tmp_path / END).write_bytes(end)  # as a crash leaves it
     flip(path, offset + 5000)  # within the last record: none of the group was acknowledged before all were durable
     journal = open_journal(tmp_path)
     assert [entry.tau for entry in journal.tail(START) if entry.kind == Kind.TRANSACTION] == [1, 2, 3]
@@ -162,13 +223,16 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path: Path, seed: int) -> None:
     journal.close()
     at = (seed * 7919) % (end - BLOCK) + BLOCK
     flip(segment, at)
+    report = check_journal(tmp_path, CLUSTER)
     try:
         journal = open_journal(tmp_path)
     except AustralisError:
+        assert report.problems
         return
+    assert report.problems == []
     entries = [entry for entry in journal.tail(START) if entry.kind == Kind.TRANSACTION]
     journal.close()
-    # padding between groups is nobody's, and the last group may be torn
+    # padding between groups is nobody's
     assert [entry.body for entry in entries] == [bytes([tau % 251]) * 700 for tau in range(1, 21)]
 
 

@@ -17,7 +17,7 @@ import pytest
 from australis.journal.segments import BLOCK
 from australis.page import SharedPage, Word
 from australis.protocol.frames import pack_length
-from australis.protocol.messages import Drop, Error, GetReply, Hello, Outcome, ReadStatus
+from australis.protocol.messages import Drop, Error, GetReply, Hello, Outcome, ReadStatus, Stats
 from australis.protocol.messages import Get as GetMessage
 from australis.storage.check import check_storage
 from tests.unit.services import RELATION, Client, Disconnected, Services, key, services, until
@@ -301,6 +301,19 @@ def test_bad_bytes(cluster: Services, name: str) -> None:
     assert isinstance(answer, Error)
     assert answer.sqlstate == "08P01"
     assert cluster.client().commit(cluster.client().number("floor_tau"), {key(1): b"x"}).outcome == 0
+
+
+@pytest.mark.parametrize("message", [Drop([-1]), Stats(1, [-1])], ids=["Drop", "Stats"])
+def test_ids_that_none_can_have(cluster: Services, message: Drop | Stats) -> None:
+    """Refused where they arrive: in the journal they would stop storage for good."""
+    cluster.start()
+    client, reader = cluster.client(), cluster.reader()
+    answer = (client if isinstance(message, Drop) else reader).call(message)
+    assert isinstance(answer, Error)
+    assert answer.sqlstate == "08P01"
+    client, reader = cluster.client(), cluster.reader()
+    tau = client.commit(client.number("floor_tau"), {key(1): b"x"}).tau
+    assert reader.get(tau, key(1)) == [b"x"]
 
 
 def test_two_commit_processes(cluster: Services) -> None:

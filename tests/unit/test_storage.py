@@ -33,6 +33,7 @@ from australis.protocol.messages import (
 )
 from australis.storage.applier import Settings
 from australis.storage.service import StorageService
+from australis.storage.snapshots import write_snapshot
 from tests.unit.services import RELATION, entries, key, raw
 
 OTHER = RELATION + 7
@@ -173,6 +174,26 @@ def test_t3_what_was_never_journaled_is_undone(tmp_path: Path) -> None:
             subscription = await feed.accept(go_on(2))
             assert (subscription.sequence, subscription.generation, subscription.applied) == (4, 2, 120)
             assert await read(service, 120, key(1), key(2), key(3)) == [b"durable", None, b"new"]
+
+    run(scenario)
+
+
+def test_a_journal_that_ends_before_a_snapshot_lost_its_end(tmp_path: Path) -> None:
+    """All that a snapshot holds was acknowledged: it is never undone."""
+
+    async def scenario() -> None:
+        async with storage(tmp_path / "d") as (service, feed):
+            await feed.accept(go_on(1))
+            await feed.send(record(1, 1, 0, None), *(record(n, 1, n * 10, commit({key(n): b"x"})) for n in (2, 3)))
+            feed.acknowledge(30, 1)
+            assert await service.fresh(30)
+            store, directory = service.applier.store, feed.directory
+            assert store is not None
+            made = write_snapshot(store, directory.snapshots, directory.cluster, lambda _, __: True)
+            assert made is not None and made.tau == 30
+            await feed.accept(lambda _: FeedStart(FeedStatus.OK, 2, 20, 2, 1, hash_of(2, 1)))
+            error = await asyncio.wait_for(asyncio.shield(service.failed), 10)
+            assert "its last segments are missing" in str(error)
 
     run(scenario)
 

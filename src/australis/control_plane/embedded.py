@@ -28,6 +28,7 @@ import msgspec
 import structlog
 
 from australis.cluster import open_cluster
+from australis.config import FILE_NAME as CONFIG_FILE
 from australis.config import Config
 from australis.control_plane.layout import Cluster, ClusterError, Layout, prepare_run, remove_run
 from australis.control_plane.processes import Child, end_leftovers, services_of
@@ -162,6 +163,7 @@ class EmbeddedCluster:
         self._directory = open_cluster(self.layout.data, self.layout.run)
         self._changed("starting")
         port = self._choose_port()
+        router = self._make_router(port)  # a wrong certificate is found before anything starts
 
         async def image() -> None:
             with measure("image"):
@@ -175,7 +177,7 @@ class EmbeddedCluster:
         with measure("postgresql"):
             await self._start_query_processor(stack, processor)
         with measure("router"):
-            await self._start_router(stack, port)
+            await self._start_router(stack, router)
 
     async def _start_services(self, stack: contextlib.AsyncExitStack) -> None:
         """Commit process, then storage, which follows it."""
@@ -307,30 +309,50 @@ class EmbeddedCluster:
             with self.phases.measure("sync"):
                 await asyncio.to_thread(processor.mark_clean)
 
-    async def _start_router(self, stack: contextlib.AsyncExitStack, port: int) -> None:
+    def _make_router(self, port: int) -> Router:
         tls = self.config.tls
-        router = Router(
-            RouterConfig(
-                upstream=self._upstream,
-                handover_socket=self.layout.run / "handover.sock",
-                hosts=tuple(self.config.listen),
-                port=port,
-                tls_certificate=self.layout.data / tls.certificate if tls else None,
-                tls_key=self.layout.data / tls.key if tls else None,
-                handover=self.config.handover,
-                max_connections=self._connections,
-                max_lifetime=self.limits.connection_life,
-            )
+        config = RouterConfig(
+            upstream=self._upstream,
+            handover_socket=self.layout.run / "handover.sock",
+            hosts=tuple(self.config.listen),
+            port=port,
+            tls_certificate=self.layout.data / tls.certificate if tls else None,
+            tls_key=self.layout.data / tls.key if tls else None,
+            handover=self.config.handover,
+            max_connections=self._connections,
+            max_lifetime=self.limits.connection_life,
         )
+        for name, file in (("certificate", config.tls_certificate), ("key", config.tls_key)):
+            try:
+                if file is not None:
+                    file.open("rb").close()
+            except OSError as error:
+                reason = (error.strerror or str(error)).lower()
+                raise ClusterError(
+                    f"{CONFIG_FILE}: [tls] {name}: {file}: {reason}; the cluster's user must be able to read this file"
+                ) from error
+        try:
+            return Router(config)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            reason = (str(error) if isinstance(error, ValueError) else getattr(error, "reason", None)) or "no PEM found"
+            raise ClusterError(
+                f"{CONFIG_FILE}: [tls] {config.tls_certificate} and {config.tls_key} are not a certificate and its "
+                f"unencrypted key in PEM format ({reason.lower().replace('_', ' ')}); correct them or remove [tls]"
+            ) from error
+
+    async def _start_router(self, stack: contextlib.AsyncExitStack, router: Router) -> None:
         try:
             await router.start()
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise ClusterError(f"port {port} was taken by another program meanwhile; start again") from error
-            raise ClusterError(f"cannot listen on {self.config.listen}, port {port}: {error.strerror}") from error
+                raise ClusterError(f"port {router.port} was taken by another program meanwhile; start again") from error
+            raise ClusterError(
+                f"cannot listen on {', '.join(self.config.listen)}, port {router.port}: "
+                f"{(error.strerror or str(error)).lower()}; change listen in {CONFIG_FILE}"
+            ) from error
         self.router = router
         stack.push_async_callback(router.close)
-        self._state.host, self._state.port = self.config.listen[0], router.port
+        self._state.host, self._state.port = _reachable(self.config.listen[0]), router.port
 
     def one_line(self) -> str:
         """What happens right now, for a status line."""
@@ -340,7 +362,7 @@ class EmbeddedCluster:
         before, then = self._counted
         self._counted = records, now
         rate = max(records - before, 0) / max(now - then, 0.001)
-        return f"{sessions} sessions · {rate:.0f} commits/s"
+        return f"{sessions} session{'' if sessions == 1 else 's'} · {rate:.0f} commits/s"
 
     @property
     def _connections(self) -> int:
@@ -427,13 +449,18 @@ async def _group() -> AsyncIterator[asyncio.TaskGroup]:
         raise errors.exceptions[0] from errors
 
 
+def _reachable(host: str) -> str:
+    """Where a client of this machine connects to what listens on `host`."""
+    return {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
 def _port_free(hosts: list[str], port: int) -> bool:
     for host in hosts:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((host, port))
+                probe.bind(("" if host == "*" else host, port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 return False

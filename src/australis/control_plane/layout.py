@@ -29,6 +29,7 @@ from pathlib import Path
 
 import msgspec
 
+from australis.config import load
 from australis.errors import AustralisError
 from australis.files import boot_id, write_atomically
 from australis.limits import Profile
@@ -81,14 +82,18 @@ class Layout:
         return Path(os.path.realpath(self.data / "run"))
 
     def password(self) -> str:
+        remedy = "write the password of user admin into it (mode 0600)"
         try:
-            return self.password_file.read_text(encoding="ascii").strip()
+            password = self.password_file.read_text(encoding="ascii").strip()
+        except UnicodeDecodeError as error:
+            raise ClusterError(f"{self.password_file} is damaged; {remedy}") from error
         except PermissionError as error:
             raise ClusterError(f"{self.password_file}: not readable by you; run as the user who owns it") from error
         except OSError as error:
-            raise ClusterError(
-                f"{self.password_file}: {_cause(error)}; write the password of user admin into it (mode 0600)"
-            ) from error
+            raise ClusterError(f"{self.password_file}: {_cause(error)}; {remedy}") from error
+        if not password:
+            raise ClusterError(f"{self.password_file} is empty; {remedy}")
+        return password
 
 
 def read_cluster(layout: Layout) -> Cluster | None:
@@ -107,7 +112,7 @@ def read_cluster(layout: Layout) -> Cluster | None:
     try:
         content = layout.cluster_file.read_bytes()
     except FileNotFoundError:
-        strangers = sorted(names - OWN_NAMES)
+        strangers = sorted(names - OWN_NAMES - load(layout.data).files)
         if strangers:
             raise ClusterError(
                 f"{layout.data} holds other files ({strangers[0]}) and no cluster; name an empty directory with --data"
@@ -143,6 +148,18 @@ def read_cluster(layout: Layout) -> Cluster | None:
             "use the version of Australis that made it"
         )
     return cluster
+
+
+def check_journal_exists(layout: Layout) -> None:
+    """A cluster whose journal is gone must not start with an empty one. Raises ClusterError.
+
+    The first start makes the journal before storage.
+    """
+    if not any(layout.journal.glob("*.segment")) and (_has_files(layout.storage) or _has_files(layout.snapshots)):
+        raise ClusterError(
+            f"{layout.journal} holds no segment, and with it what the cluster holds; put it back from a backup "
+            "(nothing was changed)"
+        )
 
 
 def create_cluster(layout: Layout, profile: Profile) -> Cluster:

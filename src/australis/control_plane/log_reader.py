@@ -29,6 +29,17 @@ def read(directory: Path, name: str | None, lines: int, *, follow: bool) -> Iter
             raise ClusterError(f"no log named {name}; there are: {', '.join(files) or 'none'}")
         files = {name: files[name]}
     streams: dict[str, IO[str]] = {}
+    try:
+        yield from _lines(directory, files, streams, lines, follow=follow)
+    finally:
+        for stream in streams.values():
+            stream.close()
+
+
+def _lines(
+    directory: Path, files: dict[str, Path], streams: dict[str, IO[str]], lines: int, *, follow: bool
+) -> Iterator[str]:
+    """Opens into `streams`, which the caller closes."""
     entries: list[tuple[str, int, str]] = []
     for source, file in files.items():
         stream: IO[str] = file.open(encoding="utf-8", errors="replace")
@@ -45,10 +56,14 @@ def read(directory: Path, name: str | None, lines: int, *, follow: bool) -> Iter
             for line in stream:
                 quiet = False
                 yield f"{source:<10} {_in_words(line, '')[1]}"
-            if not files[source].exists() or files[source].stat().st_ino != _inode(stream):  # rotated
-                stream.close()
-                if files[source].exists():
+            try:
+                if files[source].stat().st_ino != _inode(stream):  # rotated
                     streams[source] = files[source].open(encoding="utf-8", errors="replace")
+                    stream.close()
+            except FileNotFoundError:
+                if not directory.exists():  # destroyed
+                    return
+                # else it is just being rotated
         if quiet:
             time.sleep(FOLLOW_INTERVAL)
 

@@ -13,6 +13,7 @@ Python itself if need be. Its name changes whenever the installation does; a dir
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -99,7 +100,11 @@ def drop(layout: Layout, arguments: Sequence[str]) -> None:
     os.setgroups([])
     os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
     os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
-    os.execve(program, [program, "-P", "-m", "australis", *arguments], environment)
+    try:
+        os.execve(program, [program, "-P", "-m", "australis", *arguments], environment)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ClusterError(f"user {user.pw_name} cannot run {program}: {reason}; see its limits (ulimit -u)") from error
 
 
 def _as_user(user: pwd.struct_passwd, question: Callable[[], bool]) -> bool:
@@ -128,6 +133,8 @@ def _give_data_directory(layout: Layout, user: pwd.struct_passwd) -> None:
                     os.lchown(os.path.join(folder, name), user.pw_uid, user.pw_gid)
     except OSError as error:
         raise unusable(layout, error) from error
+    if os.statvfs(layout.data).f_flag & os.ST_RDONLY:
+        raise unusable(layout, OSError(errno.EROFS, os.strerror(errno.EROFS)))
     if not _as_user(user, lambda: os.access(layout.data, os.R_OK | os.W_OK | os.X_OK)):
         raise ClusterError(
             f"{layout.data}: user {user.pw_name}, whom the cluster runs as, cannot get there; "

@@ -13,7 +13,7 @@ from pathlib import Path
 from australis.errors import AustralisError
 from australis.journal.file_layer import OsFiles
 from australis.journal.record import START, Entry, Kind, Position
-from australis.journal.segments import SegmentReader, check_end, list_segments
+from australis.journal.segments import SegmentReader, check_end, check_reached, list_segments, read_end
 
 _CHUNK = 4 << 20
 
@@ -43,6 +43,7 @@ def check_journal(directory: Path, cluster: bytes, on_entry: Callable[[Entry], N
     reader: SegmentReader | None = None
     try:
         segments = list_segments(layer, directory, cluster)
+        reached = read_end(layer, directory, cluster)
         report.segments = len(segments)
         report.bytes = sum(layer.size(segment.path) for segment in segments)
         if not segments:
@@ -63,6 +64,7 @@ def check_journal(directory: Path, cluster: bytes, on_entry: Callable[[Entry], N
                 if on_entry is not None:
                     on_entry(entry)
         check_end(reader.scanner, reader.segment, None)
+        check_reached(reached, reader.segment.id, reader.scanner.offset, reader.last.sequence)
         if reader.skipped:
             report.problems.append(f"{reader.skipped} records are not in the chain")
         report.last = reader.last

@@ -47,6 +47,7 @@ from australis.journal.record import (
 from australis.journal.segments import (
     BLOCK,
     EMPTY,
+    END,
     GROUP_BYTES,
     SECTOR,
     SPARE,
@@ -58,10 +59,13 @@ from australis.journal.segments import (
     Verified,
     align,
     check_end,
+    check_reached,
+    encode_end,
     encode_group_header,
     encode_segment_header,
     group_records,
     list_segments,
+    read_end,
     records_of,
     segment_name,
     verify_groups,
@@ -144,7 +148,7 @@ class FilesJournal:
         self.groups = self.records = self.bytes = 0
         self._writer: threading.Thread | None = None
         self._preparer: threading.Thread | None = None
-        self._fd = -1
+        self._fd = self._end_fd = -1
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             self._lock_fd = self._layer.lock(directory / "lock")
@@ -167,8 +171,11 @@ class FilesJournal:
                 else:
                     self._layer.remove(path)
         self._segments = list_segments(self._layer, self._directory, self._cluster)
+        reached = read_end(self._layer, self._directory, self._cluster)
         if not self._segments:
+            check_reached(reached, 0, 0, 0)
             try:
+                self._create_end()
                 self._layer.create_zeroed(self._directory / f"{SPARE}first", first_segment_bytes)
             except OSError as error:
                 raise self._cannot_create(error) from None
@@ -179,6 +186,11 @@ class FilesJournal:
             self._activate(self._directory / f"{SPARE}first")
         else:
             self._recover()
+            check_reached(reached, self._segments[-1].id, self._offset, self._state.position.sequence)
+            try:
+                self._create_end()
+            except OSError as error:
+                raise self._cannot_create(error) from None
         self.durable = self._state.position.sequence
         self._next = self._state.position
 
@@ -271,6 +283,7 @@ class FilesJournal:
             self._create_spare()
         try:
             self._write([_Queued(record.header, b"", position, floor, state.ddl)])
+            self._note_end()
         except OSError as error:
             raise self._write_error(error) from None
         self._next = position
@@ -483,6 +496,21 @@ class FilesJournal:
         self._fd, self._offset, self._size = fd, BLOCK, size
         with self._lock:
             self._segments.append(Segment(id, path, size, self._number, self._state))
+        self._note_end()
+
+    def _create_end(self) -> None:
+        """Have the file `end`, and open it."""
+        path = self._directory / END
+        if END not in self._layer.names(self._directory) or self._layer.size(path) < SECTOR:
+            new = self._directory / f"{END}.new"
+            self._layer.create_zeroed(new, SECTOR)
+            self._layer.rename(new, path)
+        self._end_fd = self._layer.open(path)
+
+    def _note_end(self) -> None:
+        """Write down how far the journal reaches by now."""
+        content = encode_end(self._cluster, self._segments[-1].id, self._state.position.sequence)
+        self._layer.write_synced(self._end_fd, [content], 0)
 
     # ------------------------------------------------------------------------------------------------- segments
 
@@ -621,7 +649,13 @@ class FilesJournal:
             self._writer.join()
         if self._preparer is not None:
             self._preparer.join()
-        if self._fd >= 0:
-            self._layer.close(self._fd)
-            self._fd = -1
-        self._layer.close(self._lock_fd)
+        try:
+            if self._writer is not None and self._failed is None:
+                self._note_end()
+        except OSError as error:
+            raise self._write_error(error) from None
+        finally:
+            for fd in (self._fd, self._end_fd, self._lock_fd):
+                if fd >= 0:
+                    self._layer.close(fd)
+            self._fd = self._end_fd = -1

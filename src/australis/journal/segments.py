@@ -12,7 +12,11 @@ Groups follow, each at a multiple of 512 bytes (so that a torn write of one neve
     state after it: tau i64, H i64, ddl i64 | payload bytes u32 | records u32 | payload CRC-32C u32 | header CRC-32C u32
 
 and then its records (record.py), without gaps. A group starts only after the previous one is durable, and never spans
-segments. Both CRCs are seeded with the cluster id.
+segments. All CRCs but that of the header block are seeded with the cluster id.
+
+The file `end` (512 bytes: magic 8 | CRC-32C u32 | segment id u64 | sequence u64) says how far the journal reached when
+it was last opened, closed, or got another segment. It is a lower bound, and without it nothing is missing: it tells a
+journal whose last segments were lost from one that ends there.
 
 What must hold: reading ends at the first group that is not whole. If a later whole group exists anywhere, acknowledged
 bytes were changed: JournalDamagedError with segment and offset. Otherwise it is the torn tail of a write that was never
@@ -50,7 +54,10 @@ GROUP_MAGIC = b"AUSGROUP"
 FORMAT = 1
 SUFFIX = ".segment"
 SPARE = "spare-"
+END = "end"
+END_MAGIC = b"AUSJEND1"
 
+_END = struct.Struct("<8sIQQ")
 _SEGMENT = struct.Struct("<8sII16sQQQQQ16sqqq")
 _GROUP = struct.Struct("<8sQQQQQqqqIIII")
 GROUP_BYTES = _GROUP.size
@@ -194,13 +201,49 @@ def _list_segments(layer: FileLayer, directory: Path, cluster: bytes) -> list[Se
         path = directory / name
         fd = layer.open(path)
         try:
-            segments.append(read_segment_header(path, layer.read(fd, BLOCK, 0), cluster))
+            segment = read_segment_header(path, layer.read(fd, BLOCK, 0), cluster)
         finally:
             layer.close(fd)
+        size = layer.size(path)
+        if size < segment.size:
+            raise JournalDamagedError(name, size, f"the file ends here instead of at byte {segment.size}")
+        segments.append(segment)
     for before, after in itertools.pairwise(segments):
         if after.id != before.id + 1:
             raise JournalDamagedError(segment_name(before.id + 1), 0, "the segment is missing")
     return segments
+
+
+def encode_end(cluster: bytes, segment: int, sequence: int) -> bytes:
+    """Encode the content of `end`."""
+    crc = crc32c(_END.pack(END_MAGIC, 0, segment, sequence), crc32c(cluster))
+    data = _END.pack(END_MAGIC, crc, segment, sequence)
+    return data + bytes(SECTOR - len(data))
+
+
+def read_end(layer: FileLayer, directory: Path, cluster: bytes) -> tuple[int, int]:
+    """Read (segment id, sequence) that the journal is known to have reached; zeros if nothing is known."""
+    if END not in layer.names(directory):
+        return 0, 0
+    fd = layer.open(directory / END)
+    try:
+        data = layer.read(fd, _END.size, 0)
+    finally:
+        layer.close(fd)
+    if len(data) < _END.size:
+        return 0, 0
+    _, _, segment, sequence = _END.unpack(data)
+    return (segment, sequence) if encode_end(cluster, segment, sequence).startswith(data) else (0, 0)
+
+
+def check_reached(reached: tuple[int, int], segment: int, offset: int, sequence: int) -> None:
+    """Compare what `end` says with where the journal ends; raises JournalDamagedError if something was lost."""
+    if segment < reached[0]:
+        raise JournalDamagedError(segment_name(reached[0]), 0, "the segment is missing")
+    if sequence < reached[1]:
+        raise JournalDamagedError(
+            segment_name(segment), offset, f"the journal ends with record {sequence}, but it had {reached[1]}"
+        )
 
 
 class SegmentScanner:

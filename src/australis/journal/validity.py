@@ -17,7 +17,7 @@ from australis.journal.record import Entry, Header, Kind, Position
 class Validator:
     """Turns records in journal order into valid entries."""
 
-    __slots__ = ("_cluster", "_joined", "_parts", "_parts_txid", "generation", "last", "skipped")
+    __slots__ = ("_cluster", "_inside", "_parts", "_parts_txid", "generation", "last", "skipped")
 
     def __init__(self, cluster: bytes, last: Position) -> None:
         """Start behind the record at `last` (whose generation is the current one)."""
@@ -27,7 +27,7 @@ class Validator:
         self.skipped = 0
         self._parts: list[bytes] = []
         self._parts_txid = b""
-        self._joined = 0
+        self._inside = last.sequence > 0  # perhaps we start among the parts of a record: then it is not ours to give
 
     def add(self, header: Header, hash: bytes, body: bytes) -> Entry | None:
         """Take the next record; return the entry it completes, or None (a part, or not valid)."""
@@ -46,6 +46,7 @@ class Validator:
         position = Position(header.sequence, header.generation, hash)
         self.last = position
         if header.kind == Kind.PART:
+            self._inside = self._inside and header.part > 0
             if header.part == 0 or header.txid != self._parts_txid:
                 self._parts = []
             if header.part == len(self._parts):
@@ -53,10 +54,11 @@ class Validator:
                 self._parts_txid = header.txid
             return None
         parts, self._parts = self._parts, []
+        inside, self._inside = self._inside, False
         if header.parts:
             if len(parts) != header.parts or header.txid != self._parts_txid:
                 # an incomplete set cannot be followed by its last record: the owner chains all parts before it
-                self.skipped += 1
+                self.skipped += not inside
                 return None
             body = b"".join([*parts, body])
         return Entry(previous, position, header.kind, header.flags, header.tau, header.horizon, header.txid, body)

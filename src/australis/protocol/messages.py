@@ -11,6 +11,7 @@ and what storage applies.
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
+from typing import Annotated
 
 import msgspec
 
@@ -18,6 +19,9 @@ from australis._native import StoreError, message_relations
 from australis.errors import ProtocolError
 
 PROTOCOL_VERSION = 1
+
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+"""Storage ids and the like: the store and the journal's readers take them as unsigned."""
 
 
 class Mode(IntEnum):
@@ -93,7 +97,7 @@ class Commit(Message, frozen=True, array_like=True, gc=False, tag=2):
     checks: list[tuple[bytes, bytes, int]]
     relations: list[int]
     ddl: tuple[int, list[int], list[int]] | None
-    drops: list[int]
+    drops: list[Natural]
 
 
 class CommitReply(Message, frozen=True, array_like=True, gc=False, tag=3):
@@ -146,7 +150,7 @@ class IngestReply(Message, frozen=True, array_like=True, gc=False, tag=7):
 class Drop(Message, frozen=True, array_like=True, gc=False, tag=8):
     """Storage ids that an aborted transaction left behind; no answer."""
 
-    relations: list[int]
+    relations: list[Natural]
 
 
 class Error(Message, frozen=True, array_like=True, gc=False, tag=9):
@@ -197,7 +201,7 @@ class Stats(Message, frozen=True, array_like=True, gc=False, tag=24):
     """Ask for rows and bytes of storage ids."""
 
     id: int
-    relations: list[int]
+    relations: list[Natural]
 
 
 class StatsReply(Message, frozen=True, array_like=True, gc=False, tag=25):

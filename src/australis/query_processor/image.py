@@ -27,6 +27,7 @@ SUPERUSER = "admin"
 SCRIPTS = ("bootstrap.sql", "opclasses.sql")
 TEMPLATE1, TEMPLATE0, POSTGRES = 1, 4, 5  # fixed OIDs of initdb's databases
 TIMEOUT = 60.0
+NO_SPACE = "no space left on the disk; free some and start again"
 
 log = structlog.get_logger()
 
@@ -37,6 +38,13 @@ class ImageError(AustralisError):
 
 def build(image: Path, data: Path, installation: Installation, password: str) -> None:
     """Build the image in `data` (emptied first, a ready data directory afterwards) and write it to `image`."""
+    try:
+        _build(image, data, installation, password)
+    except OSError as error:  # of copying files
+        raise ImageError(NO_SPACE if "No space left" in str(error) else str(error)) from error
+
+
+def _build(image: Path, data: Path, installation: Installation, password: str) -> None:
     clear(data)
     _initdb(data, installation, password)
     if installation.extension is not None:
@@ -120,9 +128,10 @@ def _bootstrap(data: Path, installation: Installation) -> None:
         (data / "postgresql.auto.conf").write_text(
             "".join(f"{name} = {literal(value)}\n" for name, value in options.items()), encoding="utf-8"
         )
-        control = [installation.program("pg_ctl"), "--silent", f"--pgdata={data}", f"--log={run}/log"]
+        control = [installation.program("pg_ctl"), "--silent", f"--log={run}/log"]
+        where = {"PGDATA": str(data)}  # --pgdata would go through a shell
         try:
-            _run([*control, "--wait", f"--timeout={TIMEOUT:.0f}", "start"])
+            _run([*control, "--wait", f"--timeout={TIMEOUT:.0f}", "start"], **where)
         except ImageError as error:
             raise ImageError(f"{error}: {_last_line(Path(run) / 'log')}") from error
         psql = [installation.program("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"]
@@ -138,7 +147,7 @@ def _bootstrap(data: Path, installation: Installation) -> None:
                     PGOPTIONS="-c allow_system_table_mods=on -c client_min_messages=warning",
                 )
         finally:
-            _run([*control, "--wait", "--mode=fast", "stop"])
+            _run([*control, "--wait", "--mode=fast", "stop"], **where)
         (data / "postgresql.auto.conf").write_text("", encoding="ascii")
 
 
@@ -170,11 +179,13 @@ def _run(command: list[str], **environment: str) -> None:
 def _reason(error: subprocess.CalledProcessError) -> str:
     """The first complaint in a program's output, and what to do if the cause is plain."""
     output: list[str] = error.stdout.decode(errors="replace").strip().splitlines()
+    if any("No space left" in line or "Wrote only" in line for line in output):  # the latter is tar's
+        return NO_SPACE
     for line in output:
         for mark in ("PANIC:", "FATAL:", "ERROR:", "error:"):
             _, found, reason = line.partition(mark)
             if found:
-                return reason.strip() + ("; free some and start again" if "No space left" in reason else "")
+                return reason.strip()
     return output[-1] if output else f"exit status {error.returncode}"
 
 

@@ -470,7 +470,7 @@ def _addresses(hosts: tuple[str, ...]) -> list[tuple[socket.AddressFamily, str]]
     found: dict[tuple[socket.AddressFamily, str], None] = {}
     for host in hosts:
         # bytes: for text, Python imports its IDNA codec, which a process that dropped privileges may not reach
-        name = None if host == "*" else host.encode("ascii")
+        name = None if host == "*" else host.encode()
         for family, _, _, _, address in socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
             found[(family, str(address[0]))] = None
     return sorted(found, key=lambda one: one[0] != socket.AF_INET)
@@ -488,6 +488,11 @@ def _address(client: socket.socket) -> tuple[str, int] | None:
     return host, int(port)
 
 
+def _no_password() -> str:
+    """Asked for an encrypted key's; the default is to ask the terminal."""
+    raise ValueError("the key is encrypted")
+
+
 def _tls_context(config: RouterConfig) -> ssl.SSLContext | None:
     """As PostgreSQL sets up its own: TLS 1.2 at least, no tickets, no renegotiation, no compression."""
     if config.tls_certificate is None or config.tls_key is None:
@@ -496,6 +501,6 @@ def _tls_context(config: RouterConfig) -> ssl.SSLContext | None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.num_tickets = 0
-    context.load_cert_chain(config.tls_certificate, config.tls_key)
+    context.load_cert_chain(config.tls_certificate, config.tls_key, password=_no_password)
     context.set_alpn_protocols(["postgresql"])
     return context

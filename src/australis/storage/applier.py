@@ -292,6 +292,12 @@ class Applier:
 
     def _undo(self, store: Store, start: FeedStart) -> None:
         """Discard what was fed but never journaled (T3)."""
+        snapshots = list_snapshots(self._directory.snapshots, self._directory.cluster)
+        if snapshots and snapshots[0].tau > start.rollback:
+            raise StorageError(
+                "the journal ends before the newest snapshot of storage, so its last segments are missing: restore "
+                "them from a copy, or restore the cluster from a backup"
+            )
         self._page.store(Word.APPLIED, min(self._page.load(Word.APPLIED), start.rollback))
         if store.applied > start.rollback:
             log.info("storage.rollback", applied=store.applied, to=start.rollback)

@@ -103,14 +103,23 @@ def check_storage(directory: ClusterDirectory) -> StorageReport:
     if note:
         report.notes.append(note)
     if store is not None:
+        found = len(report.problems)
         try:
             _compare(store, newest, report)
         except StoreError as error:
             report.problems.append(f"the store cannot be read: {error}")
         finally:
             store.close()
-    for snapshot in list_snapshots(directory.snapshots, directory.cluster):
+        if len(report.problems) > found and not report.journal.problems:
+            report.notes.append(f"remove {directory.storage}: the next start makes it again, from snapshot and journal")
+    snapshots = list_snapshots(directory.snapshots, directory.cluster)
+    for other in sorted(directory.snapshots.iterdir()) if directory.snapshots.exists() else ():
+        if other not in {snapshot.directory for snapshot in snapshots}:
+            report.notes.append(f"{other} is no snapshot, or its manifest is missing or damaged: delete it")
+    for snapshot in snapshots:
         report.snapshots += 1
+        if snapshot.position.sequence > report.journal.last.sequence and not report.journal.problems:
+            report.problems.append(f"the journal ends before {snapshot.directory}: its last segments are missing")
         try:
             if checksum(snapshot.file) != snapshot.checksum:
                 report.problems.append(f"{snapshot.file} fails its checksum: delete {snapshot.directory}")
@@ -144,7 +153,9 @@ def _compare(store: NativeStore, newest: _Newest, report: StorageReport) -> None
             at += (value_length + 7 & ~7) + (key_length + 7 & ~7)
             if wanted is None:
                 _problem(report, f"key {key.hex()} was deleted at {wanted_tau}, but the store has a version of {tau}")
-            elif tau != wanted_tau or _digest(value) != wanted:
+            elif tau == wanted_tau and _digest(value) != wanted:
+                _problem(report, f"key {key.hex()}: the store's value of {tau} is not the journal's")
+            elif tau != wanted_tau:
                 _problem(report, f"key {key.hex()}: the journal's newest version is of {wanted_tau}, the store's {tau}")
 
 
