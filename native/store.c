@@ -1152,6 +1152,12 @@ scan_take(Scan *scan, const uint8_t *key, size_t key_len, const MDB_val *data)
 			scan->status = bad_version();
 			return false;
 		}
+		if (scan->cut->prefix == 0)
+		{
+			scan->last = (StoreBytes) {key, key_len};
+			scan->rows++;
+			return true;
+		}
 		if (version.len > scan->cut->prefix && version.len >= 2 && (version.value[1] & ROW_HAS_NULL) == 0)
 			version.len = scan->cut->prefix;
 		taken_len = 0;
@@ -1235,6 +1241,8 @@ scan_batch(StoreReader *reader, StoreBytes lo, StoreBytes hi, bool backward, int
 		rc = scan_range(&scan, reader->cursor);
 	if (rc != 0 && rc != MDB_NOTFOUND)
 		scan.status = lmdb_fail(rc, "cannot read the store");
+	if (cut)
+		cut->rows = scan.rows;
 	if (cut && scan.rows > 0)
 	{
 		cut->last_len = scan.last.len;

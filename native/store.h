@@ -154,7 +154,8 @@ extern StoreStatus store_scan_batch(StoreReader *reader, StoreBytes lo, StoreByt
 /* What a scan wants of each entry: the begin of a row image, no key. */
 typedef struct StoreCut
 {
-	size_t		prefix;			/* bytes of row images without NULLs; others come whole */
+	size_t		prefix;			/* bytes of row images without NULLs; others come whole; 0: no entries at all */
+	size_t		rows;			/* out: how many there are, or would be */
 	size_t		last_len;		/* out: the key of the batch's last entry */
 	uint8_t		last[STORE_MAX_KEY];
 } StoreCut;

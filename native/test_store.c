@@ -199,7 +199,7 @@ static void
 check_cut(StoreReader *reader, int64_t tau, int present)
 {
 	StoreBuffer batch = {0};
-	StoreCut	cut = {.prefix = 1 + pick(40)};
+	StoreCut	cut = {.prefix = pick(40)};
 	uint8_t		from[STORE_MAX_KEY + 1] = {0};
 	size_t		from_len = 0;
 	int			rows = 0;
@@ -211,6 +211,11 @@ check_cut(StoreReader *reader, int64_t tau, int present)
 		batch.len = 0;
 		CHECK(store_scan_cut(reader, (StoreBytes) {from, from_len}, (StoreBytes) {NULL, 0}, tau, 1 + pick(50),
 							 1 + pick(2000), &cut, &batch, &more) == STORE_OK);
+		if (cut.prefix == 0)
+		{
+			CHECK(batch.len == 0 && (!more || cut.rows > 0));
+			rows += cut.rows;
+		}
 		for (p = batch.data; p < batch.data + batch.len; rows++)
 		{
 			const StoreEntry *entry = (const StoreEntry *) p;
@@ -221,7 +226,7 @@ check_cut(StoreReader *reader, int64_t tau, int present)
 				CHECK((STORE_ENTRY_VALUE(entry)[1] & 1) != 0);
 			p += STORE_ENTRY_SIZE(entry);
 		}
-		CHECK(p == batch.data + batch.len && (!more || batch.len > 0));
+		CHECK(p == batch.data + batch.len && (!more || cut.rows > 0));
 		memcpy(from, cut.last, cut.last_len);
 		from[cut.last_len] = 0;
 		from_len = cut.last_len + 1;

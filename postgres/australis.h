@@ -153,7 +153,8 @@ typedef struct AustralisTupleTableSlot
 
 	/*
 	 * Nobody looks at more than the first read_natts attributes, which are the
-	 * first read_bytes of a row image without NULLs (planner.c).
+	 * first read_bytes of a row image without NULLs (planner.c).  0: not even at
+	 * system attributes; a row is only counted.
 	 */
 	int			read_natts;
 	uint32		read_bytes;
@@ -179,6 +180,9 @@ extern void au_row_store(Bytes image, TupleTableSlot *slot, bool own);
  * else, and the entry is none any more but for its key.
  */
 extern void au_row_store_in_place(Bytes image, TupleTableSlot *slot);
+
+/* A row that nobody looks at. */
+extern void au_row_store_blank(TupleTableSlot *slot);
 
 /* ---------------------------------------------------------- write_buffer.c */
 
@@ -353,7 +357,10 @@ extern KeyScan *au_key_scan_begin(Bytes lo, Bytes hi, CommandId curcid);
 extern bool au_key_scan_next(KeyScan *scan, ScanDirection dir, KeyEntry *entry);
 extern bool au_key_scan_next_stored(KeyScan *scan, KeyEntry *entry);
 
-/* Of the rows that au_key_scan_next_stored() gives only so many bytes matter. */
+/*
+ * Of the rows that au_key_scan_next_stored() gives only so many bytes matter; with
+ * 0 an entry's value may be NULL.
+ */
 extern void au_key_scan_cut(KeyScan *scan, uint32 prefix);
 extern bool au_key_scan_backward(const KeyScan *scan);
 
@@ -611,7 +618,7 @@ extern void au_read_range(Bytes lo, Bytes hi, bool backward, Tau tau,
 
 /* Read one key into buf (batch of one entry, or empty); true if found. */
 extern bool au_read_range_cut(Bytes lo, Bytes hi, Tau tau, uint32 max_rows, uint32 max_bytes, uint32 prefix,
-							  StringInfo buf, bool *more, StringInfo last);
+							  StringInfo buf, bool *more, StringInfo last, uint32 *rows);
 extern bool au_read_key(Bytes key, Tau tau, StringInfo buf);
 
 /* rows and bytes of a storage id, as of the newest applied time */

@@ -48,6 +48,7 @@ struct KeyScan
 	uint32		prefix;			/* bytes of rows that matter, AU_READ_ALL: all */
 	bool		batch_cut;		/* the batch has no keys, but fetched_to */
 	uint32		taken;			/* entries taken from it */
+	uint32		bare_rows;		/* instead of entries: rows that are left of it */
 	StringInfoData fetched_from;	/* and where it begins */
 
 	WbRelation *wb;
@@ -219,7 +220,7 @@ fetch(KeyScan *s)
 	if (s->have_batch)
 	{
 		/* all of it was consumed */
-		if (s->batch.len > 0 && s->batch_cut)
+		if (s->batch_cut && s->taken > 0)
 		{
 			remember(s, &s->last, as_bytes(&s->fetched_to));
 			s->last_offset = -1;
@@ -260,6 +261,7 @@ fetch(KeyScan *s)
 	s->offset = 0;
 	s->more = false;
 	s->batch_cut = false;
+	s->bare_rows = 0;
 	if (au_compare_bytes(lo, hi) < 0)
 	{
 		Tau			tau = au_read_tau(s->relid, s->curcid);
@@ -270,7 +272,9 @@ fetch(KeyScan *s)
 			if (s->fetched_to.data == NULL)
 				remember(s, &s->fetched_to, lo);
 			s->batch_cut = au_read_range_cut(as_bytes(&s->fetched_from), hi, tau, s->batch_rows, MAX_BATCH_BYTES,
-											 s->prefix, &s->batch, &s->more, &s->fetched_to);
+											 s->prefix, &s->batch, &s->more, &s->fetched_to, &s->bare_rows);
+			if (!s->batch_cut || s->prefix > 0)
+				s->bare_rows = 0;
 			s->taken = 0;
 		}
 		if (!s->batch_cut)
@@ -307,6 +311,18 @@ au_key_scan_next_stored(KeyScan *s, KeyEntry *entry)
 	Assert(au_wb_is_empty() && !s->backward);
 	if (s->ended)
 		return false;
+	if (s->prefix == 0 && (!s->have_batch || (s->batch_cut && s->bare_rows == 0 && s->more)))
+		fetch(s);
+	if (s->bare_rows > 0 && s->have_batch)
+	{
+		s->bare_rows--;
+		s->last_offset = 0;
+		s->taken++;
+		s->started = true;
+		s->counts->rows++;
+		entry->value.data = NULL;
+		return true;
+	}
 	if (!peek_storage(s, entry, &next_offset))
 	{
 		s->ended = true;

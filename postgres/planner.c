@@ -215,7 +215,19 @@ typedef struct Reads
 {
 	List	   *outer;			/* what OUTER_VARs stand for, or NIL */
 	int			natts;
+	bool		system;			/* also system attributes */
 } Reads;
+
+static void
+note_attribute(Reads *reads, const Var *var)
+{
+	if (var->varattno == 0)
+		reads->natts = MaxTupleAttributeNumber; /* the whole row */
+	else if (var->varattno < 0)
+		reads->system = true;
+	else
+		reads->natts = Max(reads->natts, var->varattno);
+}
 
 static bool
 find_reads(Node *node, void *context)
@@ -235,12 +247,10 @@ find_reads(Node *node, void *context)
 			if (!IsA(entry->expr, Var))
 				reads->natts = MaxTupleAttributeNumber;
 			else
-				reads->natts = Max(reads->natts, ((Var *) entry->expr)->varattno);
+				note_attribute(reads, (Var *) entry->expr);
 		}
-		else if (var->varattno == 0)
-			reads->natts = MaxTupleAttributeNumber; /* the whole row */
 		else
-			reads->natts = Max(reads->natts, var->varattno);
+			note_attribute(reads, var);
 		return false;
 	}
 	return expression_tree_walker(node, find_reads, context);
@@ -282,7 +292,7 @@ note_reads(PlanState *node, void *above)
 			reads.natts = MaxTupleAttributeNumber;
 		if (reads.natts <= desc->natts)
 		{
-			slot->read_bytes = au_row_prefix(desc, reads.natts);
+			slot->read_bytes = reads.natts == 0 && !reads.system ? 0 : au_row_prefix(desc, reads.natts);
 			if (slot->read_bytes != AU_READ_ALL)
 				slot->read_natts = reads.natts;
 		}

@@ -293,11 +293,12 @@ read_attached(Bytes lo, Bytes hi, bool backward, Tau tau, uint32 max_rows, uint3
 
 /*
  * A forward scan that wants the first `prefix` bytes of row images without
- * NULLs, and no keys but the last one.  false: this driver cannot.
+ * NULLs (0: to know how many rows there are), and no keys but the last one.
+ * false: this driver cannot.
  */
 bool
 au_read_range_cut(Bytes lo, Bytes hi, Tau tau, uint32 max_rows, uint32 max_bytes, uint32 prefix,
-				  StringInfo buf, bool *more, StringInfo last)
+				  StringInfo buf, bool *more, StringInfo last, uint32 *rows)
 {
 	static StoreCut cut;
 
@@ -308,6 +309,7 @@ au_read_range_cut(Bytes lo, Bytes hi, Tau tau, uint32 max_rows, uint32 max_bytes
 	read_attached(lo, hi, false, tau, max_rows, max_bytes, &cut, buf, more);
 	resetStringInfo(last);
 	appendBinaryStringInfo(last, cut.last, cut.last_len);
+	*rows = (uint32) cut.rows;
 	return true;
 }
 

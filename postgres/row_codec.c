@@ -291,6 +291,25 @@ au_row_store_in_place(Bytes image, TupleTableSlot *slot)
 	aslot->show_own_xid = false;
 }
 
+void
+au_row_store_blank(TupleTableSlot *slot)
+{
+	/* one for all slots; whoever wants to keep it copies it */
+	static union
+	{
+		HeapTupleHeaderData header;
+		char		space[AU_BATCH_HEADER + ROW_HEADER];
+	}			blank = {0};
+	MinimalTuple mtup = (MinimalTuple) (blank.space + MINIMAL_TUPLE_OFFSET);
+
+	if (((MinimalTupleTableSlot *) slot)->mintuple == mtup && !TTS_EMPTY(slot))
+		return;
+	mtup->t_len = sizeof(blank.space) - MINIMAL_TUPLE_OFFSET;
+	mtup->t_hoff = sizeof(blank.space);
+	ExecClearTuple(slot);
+	store_minimal(slot, mtup);
+}
+
 static void
 au_slot_init(TupleTableSlot *slot)
 {

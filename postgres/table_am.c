@@ -204,7 +204,10 @@ scan_getnextslot(TableScanDesc sscan, ScanDirection direction, TupleTableSlot *s
 	}
 	if (in_place)
 	{
-		au_row_store_in_place(entry.value, slot);
+		if (entry.value.data == NULL)
+			au_row_store_blank(slot);
+		else
+			au_row_store_in_place(entry.value, slot);
 		ItemPointerSetInvalid(&slot->tts_tid);
 	}
 	else
