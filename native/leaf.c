@@ -18,6 +18,7 @@
 #include "leaf.h"
 
 #define AHEAD 8					/* nodes */
+#define LINE 64					/* bytes of a cache line: the value begins in the second one, if not in the first */
 
 size_t
 leaf_rest(MDB_cursor *cursor, LeafNode *nodes, size_t max)
@@ -42,7 +43,12 @@ leaf_rest(MDB_cursor *cursor, LeafNode *nodes, size_t max)
 
 		/* pages of a large table are in memory, but in no cache */
 		if (index + AHEAD < last)
-			__builtin_prefetch(NODEPTR(page, index + AHEAD));
+		{
+			const char *ahead = (const char *) NODEPTR(page, index + AHEAD);
+
+			__builtin_prefetch(ahead);
+			__builtin_prefetch(ahead + LINE);
+		}
 		if ((const char *) node + NODESIZE > end || node->mn_flags != 0)
 			break;
 		out->key = NODEKEY(node);

@@ -20,6 +20,7 @@
 
 #define FIRST_BATCH_ROWS	48
 #define MAX_BATCH_ROWS		4096
+#define CUT_BATCH_ROWS		1024	/* rows of which little is read stay in the nearest cache */
 #define MAX_BATCH_BYTES		(256 * 1024)
 
 struct KeyScan
@@ -271,7 +272,9 @@ fetch(KeyScan *s)
 			remember(s, &s->fetched_from, lo);
 			if (s->fetched_to.data == NULL)
 				remember(s, &s->fetched_to, lo);
-			s->batch_cut = au_read_range_cut(as_bytes(&s->fetched_from), hi, tau, s->batch_rows, MAX_BATCH_BYTES,
+			s->batch_cut = au_read_range_cut(as_bytes(&s->fetched_from), hi, tau,
+											 s->prefix > 0 ? Min(s->batch_rows, CUT_BATCH_ROWS) : s->batch_rows,
+											 MAX_BATCH_BYTES,
 											 s->prefix, &s->batch, &s->more, &s->fetched_to, &s->bare_rows);
 			if (!s->batch_cut || s->prefix > 0)
 				s->bare_rows = 0;
