@@ -44,3 +44,14 @@ def read_json(file: Path) -> dict[str, Any]:
 def boot_id() -> str:
     """Identity of this boot of the machine (rule S2)."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def file_crc32c(file: Path) -> int:
+    """CRC-32C of a file's content. Raises OSError."""
+    import crc32c  # not needed by every start
+
+    value = 0
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            value = crc32c.crc32c(block, value)
+    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import socket
@@ -33,7 +34,7 @@ from australis.protocol.messages import (
 )
 from australis.storage.applier import Settings
 from australis.storage.service import StorageService
-from australis.storage.snapshots import write_snapshot
+from australis.storage.snapshots import checksum, intact, write_snapshot
 from tests.unit.services import RELATION, entries, key, raw
 
 OTHER = RELATION + 7
@@ -305,3 +306,13 @@ def test_reads_wait_for_their_time_and_give_up(tmp_path: Path) -> None:
             assert not await service.fresh(101)
 
     run(scenario)
+
+
+def test_snapshots_of_either_checksum_are_told_from_damaged_ones(tmp_path: Path) -> None:
+    file = tmp_path / "data.mdb"
+    file.write_bytes(b"pages")
+    early = hashlib.blake2b(b"pages", digest_size=32).hexdigest()
+    now = checksum(file)
+    assert intact(file, early) and intact(file, now)
+    file.write_bytes(b"pagez")
+    assert not intact(file, early) and not intact(file, now)

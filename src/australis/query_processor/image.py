@@ -19,7 +19,7 @@ from pathlib import Path
 import structlog
 
 from australis.errors import AustralisError
-from australis.files import write_atomically
+from australis.files import file_crc32c, write_atomically
 from australis.query_processor.installation import Installation
 from australis.query_processor.settings import DISPOSABLE, SMALL, literal
 
@@ -54,7 +54,7 @@ def _build(image: Path, data: Path, installation: Installation, password: str) -
             _copy_database(data / "base" / str(TEMPLATE1), data / "base" / str(database))
     temporary = image.with_name(image.name + ".new")
     _run(["tar", "--create", "--file", str(temporary), "--directory", str(data), "--sort=name", "."])
-    checksum = _checksum(temporary)
+    checksum = file_crc32c(temporary)
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(image)
@@ -83,19 +83,9 @@ def whole(image: Path) -> bool:
         checksum, size = image.with_name(image.name + ".crc32c").read_text(encoding="ascii").split()
         if image.stat().st_size != int(size):
             return False
-        return _checksum(image) == int(checksum, 16)
+        return file_crc32c(image) == int(checksum, 16)
     except (OSError, ValueError):
         return False
-
-
-def _checksum(file: Path) -> int:
-    import crc32c
-
-    value = 0
-    with file.open("rb") as content:
-        while block := content.read(1 << 20):
-            value = crc32c.crc32c(block, value)
-    return value
 
 
 def _initdb(data: Path, installation: Installation, password: str) -> None:

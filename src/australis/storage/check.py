@@ -25,7 +25,7 @@ from australis.protocol.messages import (
     decode_values,
     relations_of,
 )
-from australis.storage.snapshots import checksum, list_snapshots
+from australis.storage.snapshots import intact, list_snapshots
 from australis.storage.store import DATA_FILE, StoreError
 
 MAX_KEYS = 1_000_000
@@ -121,7 +121,7 @@ def check_storage(directory: ClusterDirectory) -> StorageReport:
         if snapshot.position.sequence > report.journal.last.sequence and not report.journal.problems:
             report.problems.append(f"the journal ends before {snapshot.directory}: its last segments are missing")
         try:
-            if checksum(snapshot.file) != snapshot.checksum:
+            if not intact(snapshot.file, snapshot.checksum):
                 report.problems.append(f"{snapshot.file} fails its checksum: delete {snapshot.directory}")
         except OSError as error:
             report.problems.append(f"{snapshot.file}: {error.strerror}")
