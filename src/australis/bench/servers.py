@@ -181,7 +181,7 @@ class Australis:
             self._command("stop")
 
     def settle(self) -> None:
-        """Wait until storage has applied everything and writes no snapshot."""
+        """Wait until storage has applied everything and writes no snapshot. Raises BenchError."""
         deadline = time.monotonic() + SETTLE_SECONDS
         quiet = 0
         while quiet < 2 and time.monotonic() < deadline:
@@ -189,6 +189,8 @@ class Australis:
             storage = json.loads(self._command("status", "--json"))["storage"]
             busy = storage["snapshot_running"] or storage["lag"] > 0
             quiet = 0 if busy else quiet + 1
+        if quiet < 2:
+            raise BenchError(f"Australis did not finish writing what was loaded within {SETTLE_SECONDS:.0f} s")
 
     def restart(self, *, driver: str = "attached", certificate: tuple[Path, Path] | None = None) -> None:
         self.stop()
