@@ -190,8 +190,12 @@ def test_a_journal_that_ends_before_a_snapshot_lost_its_end(tmp_path: Path) -> N
             assert await service.fresh(30)
             store, directory = service.applier.store, feed.directory
             assert store is not None
+            killed = directory.snapshots / "1.writing"
+            killed.mkdir(parents=True)
+            (killed / "data.mdb").write_bytes(b"half a copy")
             made = write_snapshot(store, directory.snapshots, directory.cluster, lambda _, __: True)
             assert made is not None and made.tau == 30
+            assert not killed.exists()
             await feed.accept(lambda _: FeedStart(FeedStatus.OK, 2, 20, 2, 1, hash_of(2, 1)))
             error = await asyncio.wait_for(asyncio.shield(service.failed), 10)
             assert "its last segments are missing" in str(error)

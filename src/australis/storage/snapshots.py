@@ -110,6 +110,8 @@ def write_snapshot(
     StoreError; what was written is then removed again.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for leftover in directory.glob(f"*{_WRITING}"):  # of one that was killed; only one is written at a time
+        shutil.rmtree(leftover)
     working = directory / f"{time.time_ns()}{_WRITING}"
     working.mkdir(mode=0o700)
     try:
