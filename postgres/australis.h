@@ -697,6 +697,7 @@ typedef enum PageWord
 } PageWord;
 
 extern int64 au_page_read(PageWord word);
+extern void au_page_wait(PageWord word, int64 seen, int ms);
 extern const uint8 *au_page_cluster(void);	/* 16 bytes */
 extern void au_page_snapshot(Tau *acked, int64 *ddl);	/* consistent pair */
 extern void au_page_set_slot(Tau tau_start);	/* this backend's slot; 0 frees */

@@ -27,6 +27,9 @@
 #define TAG_SCAN		22
 #define TAG_STATS		24
 
+#define FRESH_SPINS		50		/* looks at the page before sleeping */
+#define FRESH_WAIT_MS	10		/* sleeping, look for interrupts at least this often */
+
 #define READ_OK		0
 #define READ_TOO_OLD	1
 #define READ_STALE	2
@@ -134,6 +137,7 @@ wait_fresh(Tau tau)
 {
 	instr_time	start,
 				now;
+	Tau			applied;
 	int			spins = 0;
 
 	/*
@@ -148,9 +152,9 @@ wait_fresh(Tau tau)
 	if (tau <= fresh || tau == AU_TAU_EMPTY)
 		return;
 	INSTR_TIME_SET_ZERO(start);
-	while (au_page_read(PAGE_APPLIED) < tau)
+	while ((applied = (Tau) au_page_read(PAGE_APPLIED)) < tau)
 	{
-		if (++spins < 200)
+		if (++spins < FRESH_SPINS)
 		{
 			pg_spin_delay();
 			continue;
@@ -166,7 +170,7 @@ wait_fresh(Tau tau)
 					 errdetail("It has not applied the newest commits in time."),
 					 errhint("It is restarted automatically; try again. \"australis status\" tells more.")));
 		CHECK_FOR_INTERRUPTS();
-		pg_usleep(spins < 400 ? 20 : spins < 1000 ? 100 : 1000);
+		au_page_wait(PAGE_APPLIED, applied, FRESH_WAIT_MS);
 	}
 	fresh = tau;
 }

@@ -14,8 +14,14 @@
 #include "australis.h"
 
 #include <fcntl.h>
+#ifdef __linux__
+#include <linux/futex.h>
+#endif
 #include <sys/mman.h>
 #include <sys/stat.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#endif
 #include <time.h>
 #include <unistd.h>
 
@@ -155,6 +161,27 @@ au_page_read(PageWord word)
 
 	pg_read_barrier();
 	return v;
+}
+
+/*
+ * Sleep until the owner of a word says that it has another value than `seen`,
+ * a signal comes, or `ms` have passed.  The kernel compares the low half only,
+ * and a signal may come just before we sleep: hence callers loop, and `ms` is
+ * short.
+ */
+void
+au_page_wait(PageWord word, int64 seen, int ms)
+{
+#ifdef __linux__
+	struct timespec timeout = {ms / 1000, (long) (ms % 1000) * 1000000};
+	volatile int64 *p = the_page() + word;
+
+	/* any result means: look again */
+	(void) syscall(SYS_futex, p, FUTEX_WAIT, (uint32) seen, &timeout, NULL, 0);
+#else
+	if (au_page_read(word) == seen)
+		pg_usleep(100);
+#endif
 }
 
 const uint8 *

@@ -13,7 +13,7 @@ import struct
 from enum import IntEnum
 from pathlib import Path
 
-from australis._native import page_load, page_store, page_store_acked
+from australis._native import page_load, page_store, page_store_acked, page_wake
 from australis.errors import WrongClusterError
 
 SLOTS = 1024
@@ -74,6 +74,10 @@ class SharedPage:
     def store(self, word: int, value: int) -> None:
         """Write one word."""
         page_store(self._map, word, value)
+
+    def wake(self, word: int) -> None:
+        """Wake the processes that sleep until this word changes (`au_page_wait` in postgres/shmem.c)."""
+        page_wake(self._map, word)
 
     def publish(self, acked: int, ddl: int) -> None:
         """Write the last acknowledged time and DDL record as a pair. For the commit service only."""

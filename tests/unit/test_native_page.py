@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import platform
 import threading
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from australis._native import (
     page_store_acked,
     page_wake,
 )
+from australis.page import Word
 
 CLUSTER = b"c" * 16
 
@@ -34,6 +37,32 @@ def test_words(tmp_path: Path) -> None:
         page_store(mapped, 2559, 5)
         assert page_load(page, 2559) == 5
     assert page_wake(page, 7) == 0
+
+
+FUTEX_SYSCALLS = {"x86_64": 202, "aarch64": 98}
+
+
+@pytest.mark.skipif(platform.machine() not in FUTEX_SYSCALLS, reason="no number of the futex call for this machine")
+def test_wake(tmp_path: Path) -> None:
+    """Who sleeps on a word through one mapping is woken through another, and does not sleep on a changed word."""
+    page = page_open(tmp_path / "page", CLUSTER)
+    with (tmp_path / "page").open("r+b") as file, mmap.mmap(file.fileno(), 20480) as mapped:
+        address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(mapped, 8 * Word.APPLIED)))
+        call = ctypes.CDLL(None, use_errno=True).syscall
+        results: list[int] = []
+
+        def sleep() -> None:
+            results.append(call(FUTEX_SYSCALLS[platform.machine()], address, 0, 0, None, None, 0))
+
+        sleeper = threading.Thread(target=sleep, daemon=True)
+        sleeper.start()
+        while page_wake(page, Word.APPLIED) == 0:  # it may not sleep yet
+            assert sleeper.is_alive()
+        sleeper.join(60)
+        assert results == [0]
+        page_store(page, Word.APPLIED, 1)
+        sleep()
+        assert results == [0, -1]  # EAGAIN: another value
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 import logging.handlers
 import os
@@ -19,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import SIGKILL, Signals
+from typing import cast
 
 import msgspec
 import structlog
@@ -28,6 +30,7 @@ from australis.logs import FILE_BYTES, KEPT_FILES
 
 BOUND_EXEC = str(Path(__file__).with_name("bound_exec.py"))
 LINE_BYTES = 16 << 10  # longer lines are cut into pieces
+BUSY_SECONDS, PAUSE_SECONDS = 0.01, 0.05  # output that comes more often than the first is read after the second
 KEPT_LINES = 20
 LEFTOVER_SECONDS = 10.0
 
@@ -37,14 +40,11 @@ log = structlog.get_logger()
 class Child:
     """A running child. Create with `spawn`."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, file: Path, *, plain: bool) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, output: _Output) -> None:
         self.name = name
-        self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.started = time.monotonic()
         self._process = process
-        self._output = _output_log(name, file, plain=plain)
-        self._news = asyncio.Event()
-        self._reader = asyncio.create_task(self._read(), name=f"output of {name}")
+        self._output = output
 
     @classmethod
     async def spawn(
@@ -62,18 +62,29 @@ class Child:
 
         `plain` keeps the lines as they are (they carry their time); else they become JSON like our own.
         """
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", BOUND_EXEC, str(os.getpid()), str(int(death_signal)), *command),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=environment,
-            cwd=directory,
-            # Control-C at the terminal is for the supervisor alone.
-            start_new_session=True,
-            limit=LINE_BYTES,
+        reading, writing = os.pipe()
+        _, output = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: _Output(_output_log(name, file, plain=plain)), io.FileIO(reading, "rb")
         )
-        return cls(name, process, file, plain=plain)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", BOUND_EXEC, str(os.getpid()), str(int(death_signal)), *command),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=writing,
+                stderr=writing,
+                env=environment,
+                cwd=directory,
+                # Control-C at the terminal is for the supervisor alone.
+                start_new_session=True,
+            )
+        finally:
+            os.close(writing)
+        return cls(name, process, output)
+
+    @property
+    def last_lines(self) -> deque[str]:
+        """The newest lines of output."""
+        return self._output.last_lines
 
     @property
     def pid(self) -> int:
@@ -87,7 +98,7 @@ class Child:
         """Exit status (negative: the signal), once all output has been read."""
         status = await self._process.wait()
         with contextlib.suppress(TimeoutError):  # a grandchild may hold the pipe a little longer
-            await asyncio.wait_for(asyncio.shield(self._reader), 1.0)
+            await asyncio.wait_for(asyncio.shield(self._output.ended), 1.0)
         return status
 
     def signal(self, number: Signals) -> None:
@@ -110,10 +121,10 @@ class Child:
             for text in self.last_lines:
                 if text.startswith(prefix):
                     return text
-            if self._reader.done():
+            if self._output.ended.done():
                 raise EOFError(self.last_words())
-            self._news.clear()
-            await self._news.wait()
+            self._output.news.clear()
+            await self._output.news.wait()
 
     def last_words(self) -> str:
         """The line that says best why the child ended."""
@@ -127,23 +138,47 @@ class Child:
                     return cause.strip()
         return lines[-1] if lines else "it said nothing"
 
-    async def _read(self) -> None:
-        stream = self._process.stdout
-        assert stream is not None
-        while True:
-            try:
-                line = await stream.readuntil(b"\n")
-            except asyncio.IncompleteReadError as error:
-                line = error.partial
-                if not line:
-                    break
-            except asyncio.LimitOverrunError as error:
-                line = await stream.readexactly(max(error.consumed, 1))
-            text = line.decode(errors="replace").rstrip("\n")
-            self.last_lines.append(text)
-            self._output.info("%s", text)
-            self._news.set()
-        self._news.set()
+
+class _Output(asyncio.Protocol):
+    """Reads what a child says, and logs it with one write per reading."""
+
+    _transport: asyncio.ReadTransport
+
+    def __init__(self, log: logging.Logger) -> None:
+        self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self.news = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._log = log
+        self._rest = b""
+        self._read_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.ReadTransport, transport)  # uvloop's is none by inheritance
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        while len(self._rest) > LINE_BYTES:
+            lines.append(self._rest[:LINE_BYTES])
+            self._rest = self._rest[LINE_BYTES:]
+        self._keep(lines)
+        # PostgreSQL writes for every failed statement: to wake up for each would cost commits a few percent.
+        before, self._read_at = self._read_at, self._loop.time()
+        if self._read_at - before < BUSY_SECONDS:
+            self._transport.pause_reading()
+            self._loop.call_later(PAUSE_SECONDS, self._transport.resume_reading)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._keep([self._rest] if self._rest else [])
+        self.ended.set_result(None)
+        self.news.set()
+
+    def _keep(self, lines: list[bytes]) -> None:
+        if lines:
+            texts = [line.decode(errors="replace") for line in lines]
+            self.last_lines.extend(texts)
+            self._log.info("%s", "\n".join(texts))
+            self.news.set()
 
 
 def _output_log(name: str, file: Path, *, plain: bool) -> logging.Logger:
@@ -162,11 +197,14 @@ def _output_log(name: str, file: Path, *, plain: bool) -> logging.Logger:
 
 
 class _JsonLine(logging.Formatter):
-    """One line of output as structlog would write it."""
+    """Lines of output as structlog would write them."""
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, tz=UTC).isoformat().replace("+00:00", "Z")
-        return msgspec.json.encode({"event": record.getMessage(), "level": "info", "timestamp": when}).decode()
+        return "\n".join(
+            msgspec.json.encode({"event": line, "level": "info", "timestamp": when}).decode()
+            for line in record.getMessage().split("\n")
+        )
 
 
 def _left_in(directory: Path, program: bytes) -> list[int]:

@@ -168,7 +168,7 @@ class Applier:
     def _open(self) -> None:
         """Open the store; restore it if it is missing, damaged or from another boot (S2)."""
         directory = self._directory
-        self._page.store(Word.APPLIED, 0)  # readers wait until it is known what the store holds
+        self._publish(0)  # readers wait until it is known what the store holds
         started = time.monotonic()
         snapshot = None
         reason = "missing"
@@ -278,7 +278,7 @@ class Applier:
         if start.rollback >= 0:
             self._undo(store, start)
         self.generation = start.generation
-        self._page.store(Word.APPLIED, store.applied)
+        self._publish(store.applied)
         self._page.store(Word.HORIZON, store.horizon)
         self._applied()
         self._trim_to = trim_position(self._directory.snapshots, self._directory.cluster)
@@ -298,7 +298,7 @@ class Applier:
                 "the journal ends before the newest snapshot of storage, so its last segments are missing: restore "
                 "them from a copy, or restore the cluster from a backup"
             )
-        self._page.store(Word.APPLIED, min(self._page.load(Word.APPLIED), start.rollback))
+        self._publish(min(self._page.load(Word.APPLIED), start.rollback))
         if store.applied > start.rollback:
             log.info("storage.rollback", applied=store.applied, to=start.rollback)
             store.rollback(start.rollback)
@@ -374,7 +374,7 @@ class Applier:
 
         self._persist(write)
         self.position = position
-        self._page.store(Word.APPLIED, store.applied)
+        self._publish(store.applied)
         self.records += len(records)
         self.batches += 1
         if chunks:
@@ -400,6 +400,11 @@ class Applier:
         if self.state == "disk full":
             self.state = "following"
             self._page.store(Word.STORAGE_PID, os.getpid())
+
+    def _publish(self, applied: int) -> None:
+        """Say on the page what the store holds, and wake the backends that wait for it."""
+        self._page.store(Word.APPLIED, applied)
+        self._page.wake(Word.APPLIED)
 
     def _applied(self) -> None:
         if self.watched:
