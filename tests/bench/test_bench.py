@@ -95,3 +95,23 @@ def test_one_round(australis: Server, tmp_path: Path, capsys: pytest.CaptureFixt
     assert all(w["ratio"] > 0 and not w["error"] for w in document["workloads"])
     assert "point SELECT" in capsys.readouterr().out
     ET.parse(next(tmp_path.glob("*.svg")))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rounds", "0"], "not a positive number"),
+        (["--rows", "many"], "invalid"),
+        (["--workloads", "nope"], "unknown workloads: nope"),
+        (["--data", "/proc/nowhere/here"], "/proc/nowhere"),
+        (["--out", "/dev/null/here"], "not a directory"),
+    ],
+)
+def test_bad_options(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused in one line and before anything is measured."""
+    message = ""
+    try:
+        assert command.main(arguments) == 1
+    except SystemExit as error:
+        message = str(error)
+    assert said in message + capsys.readouterr().err

@@ -62,8 +62,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the comparison; 0 when it ran (whatever it showed), 1 when it could not."""
     options = _parser().parse_args(arguments)
     chosen = _chosen(options.workloads)
-    base = Path(tempfile.mkdtemp(prefix="au-bench-", dir=options.data))
-    base.chmod(0o755)
+    out = Path(options.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # now: half an hour later would be late
+        if options.data is not None:
+            Path(options.data).mkdir(parents=True, exist_ok=True)
+        base = Path(tempfile.mkdtemp(prefix="au-bench-", dir=options.data))
+        base.chmod(0o755)
+    except OSError as error:
+        print(f"Error: {error.filename}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+        return 1
     bench = Bench(base, options.quick, options.rounds, options.seconds, options.rows)
     try:
         bench.run(chosen)
@@ -72,8 +80,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     finally:
         bench.close(keep=options.keep)
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     document = bench.document()
     (out / f"bench-{stamp}.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -91,13 +97,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workloads", help="comma-separated names; default: all: " + ", ".join(w.name for w in WORKLOADS)
     )
-    parser.add_argument("--rounds", type=int, help="rounds per workload (default 5, quick 2)")
-    parser.add_argument("--seconds", type=float, help="seconds per round and server (default 10, quick 2)")
-    parser.add_argument("--rows", type=int, help=f"rows of the table read from (default {ROWS}, quick {QUICK_ROWS})")
+    parser.add_argument("--rounds", type=_positive, help="rounds per workload (default 5, quick 2)")
+    parser.add_argument("--seconds", type=_positive, help="seconds per round and server (default 10, quick 2)")
+    rows = f"rows of the table read from (default {ROWS}, quick {QUICK_ROWS})"
+    parser.add_argument("--rows", type=_positive, help=rows)
     parser.add_argument("--data", help="where the servers' directories are made (the disk that is measured)")
     parser.add_argument("--out", default=".", help="directory for bench-*.json, .txt, .svg (default: here)")
     parser.add_argument("--keep", action="store_true", help="keep the servers' directories")
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
 
 
 def _chosen(names: str | None) -> list[Workload]:

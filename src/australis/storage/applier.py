@@ -56,6 +56,10 @@ BATCH_RECORDS = 4096
 POLL_SECONDS = 0.1
 REPORT_SECONDS = 0.25
 COLLECT_ENTRIES = 1000
+COLLECT_ENTRIES_BESIDE = 200
+GARBAGE_PATIENCE = 600 * horizons.SECOND
+"""How long behind its horizon deleted tables may take space while commits come in; then they are as urgent as those."""
+
 COLLECT_BUSY_SECONDS = 0.01
 COLLECT_IDLE_SECONDS = 1.0
 FULL_RETRY_SECONDS = 0.5
@@ -116,6 +120,7 @@ class Applier:
         self.position = START
         self.records = self.batches = self.rebuilds = self.snapshots = 0
         self.garbage = 0
+        self._records_collected = 0  # `records` when garbage was last collected
 
     # ------------------------------------------------------------------------------------------------ life cycle
 
@@ -447,7 +452,7 @@ class Applier:
         page.store(Word.HORIZON, wanted)  # before anything is removed
         try:
             busy = store.collect(wanted, COLLECT_ENTRIES) >= COLLECT_ENTRIES
-            busy = self._garbage.collect(wanted, COLLECT_ENTRIES) or busy
+            busy = self._garbage.collect(wanted, self._garbage_entries(wanted)) or busy
         except FullError:
             return False  # deleting needs space too; applying will say that the disk is full
         except DamagedError as error:
@@ -455,6 +460,14 @@ class Applier:
             raise _RebuiltError from None
         self.garbage = len(self._garbage)
         return busy
+
+    def _garbage_entries(self, horizon: int) -> int:
+        """How much of deleted tables to remove now: a little while commits are applied (they wait meanwhile)."""
+        before, self._records_collected = self._records_collected, self.records
+        oldest = self._garbage.waits_since()
+        if self.records == before or (oldest is not None and oldest < horizon - GARBAGE_PATIENCE):
+            return COLLECT_ENTRIES
+        return COLLECT_ENTRIES_BESIDE
 
     def _maybe_snapshot(self, now: float) -> None:
         running = self._snapshotting

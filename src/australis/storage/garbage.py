@@ -121,6 +121,10 @@ class Garbage:
             del state.due[relation], state.caused[relation]
         self._save()
 
+    def waits_since(self) -> int | None:
+        """Time of the first record that made garbage which is still here; None if there is none."""
+        return next(iter(self._state.caused.values()), None)
+
     def collect(self, horizon: int, entries: int) -> bool:
         """Delete up to that many entries of what is due; True if more is due."""
         state = self._state
