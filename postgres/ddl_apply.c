@@ -19,7 +19,9 @@
  * n, and applies n itself if that one failed (PROTOCOL Q5).
  *
  * If storage does not answer, the applier ends with an error and is started
- * again; clients wait in au_ddl_wait_applied until its time limit.
+ * again; clients wait in au_ddl_wait_applied until its time limit.  If the local
+ * catalogs are damaged, waiting does not help and nothing in them is worth a
+ * repair: the server stops, and the launcher makes it again from its image.
  *
  *-------------------------------------------------------------------------
  */
@@ -92,6 +94,8 @@
 #define RETRY_MS 200			/* pause after a failed applier, doubled each time */
 #define RETRY_MAX_MS 5000
 #define SERVICES_POLL_MS 20		/* while the cluster's services start */
+#define INTERNAL_ERRORS_MAX 3	/* in a row; then the local catalogs are thought to be the reason */
+#define CAUSE_BYTES 256
 
 typedef enum ApplierResult
 {
@@ -115,6 +119,8 @@ typedef struct DdlShared
 	pg_atomic_uint32 wanted;	/* somebody waits for a record */
 	ApplierResult result;
 	Oid			next_database;
+	uint32		internal_errors;	/* in a row */
+	char		cause[CAUSE_BYTES]; /* why the last attempt failed, for people */
 } DdlShared;
 
 typedef struct Change
@@ -125,6 +131,7 @@ typedef struct Change
 
 static DdlShared *shared = NULL;
 static HTAB *changes = NULL;
+static emit_log_hook_type earlier_emit_log_hook = NULL;
 
 PGDLLEXPORT void au_catalog_supervisor_main(Datum arg);
 PGDLLEXPORT void au_catalog_applier_main(Datum arg);
@@ -224,10 +231,19 @@ au_ddl_wait_applied(int64 n)
 		{
 			ConditionVariableCancelSleep();
 			if (pg_atomic_read_u32(&shared->caught_up) == 0)
+			{
+				char		cause[CAUSE_BYTES];
+
+				memcpy(cause, shared->cause, sizeof(cause));
+				cause[sizeof(cause) - 1] = '\0';
 				ereport(ERROR,
 						(errcode(ERRCODE_CANNOT_CONNECT_NOW),
 						 errmsg("this query processor is still building its catalogs"),
+						 cause[0] != '\0' ?
+						 errdetail("It has applied catalog change %lld; its last attempt failed: %s",
+								   (long long) au_ddl_applied(), cause) :
 						 errdetail("It has applied catalog change %lld.", (long long) au_ddl_applied())));
+			}
 			ereport(ERROR,
 					(errcode(ERRCODE_CANNOT_CONNECT_NOW),
 					 errmsg("the catalogs of this query processor are not up to date"),
@@ -1138,12 +1154,57 @@ apply_available(void)
 
 /* ------------------------------------------------------------------- workers */
 
+/*
+ * A worker is about to end by this error.  Does it say that the local catalogs
+ * are damaged?  Internal errors may have passing causes, for a while.
+ */
+static bool
+says_damage(int sqlstate)
+{
+	switch (sqlstate)
+	{
+		case ERRCODE_DATA_CORRUPTED:
+		case ERRCODE_INDEX_CORRUPTED:
+		case ERRCODE_UNDEFINED_FILE:
+			return true;
+		case ERRCODE_INTERNAL_ERROR:
+			return ++shared->internal_errors >= INTERNAL_ERRORS_MAX;
+		default:
+			return false;
+	}
+}
+
+static void
+note_failure(ErrorData *error)
+{
+	if (error->elevel >= ERROR && !proc_exit_inprogress)
+	{
+		/* no lock: an error may come while it is held, and a torn text is only read by people */
+		strlcpy(shared->cause, error->message ? error->message : "", CAUSE_BYTES);
+		if (says_damage(error->sqlerrcode))
+		{
+			write_stderr("FATAL:  the catalogs of this query processor are damaged: %s\n", shared->cause);
+			kill(PostmasterPid, SIGQUIT);
+		}
+	}
+	if (earlier_emit_log_hook)
+		earlier_emit_log_hook(error);
+}
+
+static void
+watch_failures(void)
+{
+	earlier_emit_log_hook = emit_log_hook;
+	emit_log_hook = note_failure;
+}
+
 void
 au_catalog_applier_main(Datum arg)
 {
 	Oid			database = DatumGetObjectId(arg);
 
 	pqsignal(SIGTERM, die);
+	watch_failures();
 	BackgroundWorkerUnblockSignals();
 	au_ddl_applying = true;
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid,
@@ -1291,6 +1352,7 @@ au_catalog_supervisor_main(Datum arg)
 	long		retry = RETRY_MS;
 
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	watch_failures();
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	before_shmem_exit(forget_supervisor, 0);
@@ -1310,7 +1372,11 @@ au_catalog_supervisor_main(Datum arg)
 			if (!services_there())
 				timeout = SERVICES_POLL_MS;
 			else if (catch_up())
+			{
 				retry = RETRY_MS;
+				shared->internal_errors = 0;
+				shared->cause[0] = '\0';
+			}
 			else
 			{
 				timeout = retry;

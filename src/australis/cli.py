@@ -173,6 +173,8 @@ class _Screen:
         self._layout = layout
         self._cluster = cluster
         self._ready_fd = ready_fd
+        if ready_fd is not None:
+            os.set_inheritable(ready_fd, False)  # whoever reads it waits for our end, not for our children's
         self._live = sys.stderr.isatty() and ready_fd is None
         self._line = ""
         self._state = ""

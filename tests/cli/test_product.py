@@ -75,6 +75,24 @@ def test_commits_survive_the_death_of_each(product: Australis) -> None:
     assert "PROBLEM" not in product("check").stdout
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_damaged_catalogs_are_made_again(product: Australis, running: bool) -> None:
+    """Nobody waits for catalogs that cannot be read: the server stops and comes back from its image."""
+    with connect(product) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 1 AS i")
+    if not running:
+        product("stop")
+    (product.data / "query_processor" / "data" / "global" / "1262").unlink()  # pg_database
+    if running:
+        os.kill(product.pids()["postgresql"], signal.SIGKILL)
+        wait_status(product, "postgresql", 1)
+    else:
+        product("start", "--detach")
+    assert ask(product, "SELECT i FROM kept") == 1
+    log = (product.data / "logs" / "supervisor.log").read_text()
+    assert "rebuilt" in log and "did not serve within" not in log
+
+
 @pytest.mark.parametrize("lost", ["storage", "query_processor/data", "query_processor"])
 def test_what_may_be_lost(product: Australis, lost: str) -> None:
     """Storage and PostgreSQL's directory come back, with the same OIDs."""

@@ -300,14 +300,16 @@ class EmbeddedCluster:
                 raise
             # It was fine by its marks and still does not start. Nothing in it is worth a second thought.
             log.error("query_processor.rebuilt", cause=str(error))
-            await asyncio.to_thread(processor.prepare, rebuild=True)
-            await service.start()
+            await service.start(REBUILD_AFTER)
         self._task(stack, service.watch(), "watch postgresql")
 
     async def _close_query_processor(self, service: Service, processor: QueryProcessor) -> None:
         if await service.stop() == 0:
             with self.phases.measure("sync"):
                 await asyncio.to_thread(processor.mark_clean)
+        elif killed := await asyncio.to_thread(end_leftovers, {processor.data: b"postgres"}):
+            # a killed server's processes see it only when they wait for something
+            log.warning("query_processor.leftovers_killed", processes=killed)
 
     def _make_router(self, port: int) -> Router:
         tls = self.config.tls

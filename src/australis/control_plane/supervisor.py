@@ -56,9 +56,9 @@ class Service:
     def pid(self) -> int | None:
         return self._child.pid if self._child is not None and self._child.running else None
 
-    async def start(self) -> None:
-        """First start. Raises ClusterError with the service's own reason; nothing is left running then."""
-        await self._attempt(0)
+    async def start(self, failures: int = 0) -> None:
+        """First start. Raises ClusterError with the service's own reason; the process is not left running then."""
+        await self._attempt(failures)
 
     async def watch(self) -> None:
         """Restart the process whenever it ends; returns only by cancellation."""
