@@ -436,7 +436,8 @@ extern bool au_layout_wants_rekey(Relation rel);
 
 /* rekey.c: rewrite relid (and its partitions) by a primary key just added */
 extern void au_rekey_if_needed(Oid relid);
-extern void au_rekey_after_row_type(struct AlterTableStmt *stmt);
+extern void au_rekey_note_dropped_column(Oid relid);
+extern void au_rekey_after_row_type(Node *stmt);
 extern void au_rekey_announce(Node *stmt);
 extern bool au_rekey_replaces_build(Relation heap, Relation index);
 extern double au_copy_by_key(Relation old, Relation fresh);

@@ -20,7 +20,8 @@
  * is an error.
  *
  * The same copy serves tables whose keys contain values of a composite type
- * that got or lost a column: the old keys have no bytes for it, or too many.
+ * that got or lost a column, by whatever statement: the old keys have no bytes
+ * for it, or too many.
  *
  *-------------------------------------------------------------------------
  */
@@ -43,6 +44,7 @@
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "storage/lmgr.h"
+#include "storage/proc.h"
 #include "tcop/cmdtag.h"
 #include "tcop/utility.h"
 #include "utils/evtcache.h"
@@ -57,6 +59,16 @@
 #define CHUNK_BYTES		(8 * 1024 * 1024)
 #define CHUNK_ENTRIES	65536
 #define BYTEA_LESS_OPERATOR 1957	/* bytea < bytea, C order */
+
+/* Relations that lost a column in the statement that runs. */
+static struct
+{
+	LocalTransactionId lxid;
+	SubTransactionId subid;
+	List	   *relids;
+}			dropped;
+
+static void forget_dropped(void);
 
 /*
  * The sort compares by a row's first 8 bytes where it can, so what all keys
@@ -347,29 +359,59 @@ collect_tables_keyed_by(Oid type, List **tables, List **seen)
 	table_close(depend, AccessShareLock);
 }
 
+/*
+ * A column of a relation is being dropped, by whatever statement: ALTER, or the
+ * DROP of what the column is made of.  The copy waits for the statement's end.
+ */
+void
+au_rekey_note_dropped_column(Oid relid)
+{
+	MemoryContext old;
+
+	forget_dropped();
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	dropped.relids = list_append_unique_oid(dropped.relids, relid);
+	MemoryContextSwitchTo(old);
+	dropped.lxid = MyProc->vxid.lxid;
+	dropped.subid = GetCurrentSubTransactionId();
+}
+
+/* What was noted in a transaction or subtransaction that is no more. */
+static void
+forget_dropped(void)
+{
+	if (dropped.relids != NIL &&
+		(dropped.lxid != MyProc->vxid.lxid || !SubTransactionIsActive(dropped.subid)))
+		dropped.relids = NIL;
+}
+
 /* Called after a statement that may have changed the columns of a row type. */
 void
-au_rekey_after_row_type(AlterTableStmt *stmt)
+au_rekey_after_row_type(Node *stmt)
 {
-	ListCell   *lc;
 	List	   *tables = NIL;
 	List	   *seen = NIL;
-	bool		columns = false;
-	Oid			relid;
 
-	foreach(lc, stmt->cmds)
-	{
-		AlterTableType subtype = lfirst_node(AlterTableCmd, lc)->subtype;
-
-		columns |= subtype == AT_AddColumn || subtype == AT_DropColumn;
-	}
-	if (!columns || (stmt->objtype != OBJECT_TABLE && stmt->objtype != OBJECT_TYPE))
-		return;
-	relid = RangeVarGetRelid(stmt->relation, NoLock, true);
-	if (!OidIsValid(relid))
-		return;
-	foreach_oid(oid, find_all_inheritors(relid, NoLock, NULL))
+	forget_dropped();
+	foreach_oid(oid, dropped.relids)
 		collect_tables_keyed_by(get_rel_type_id(oid), &tables, &seen);
+	dropped.relids = NIL;
+
+	if (IsA(stmt, AlterTableStmt))
+	{
+		AlterTableStmt *alter = (AlterTableStmt *) stmt;
+		bool		added = false;
+		Oid			relid = InvalidOid;
+
+		foreach_node(AlterTableCmd, command, alter->cmds)
+			added |= command->subtype == AT_AddColumn;
+		if (added && (alter->objtype == OBJECT_TABLE || alter->objtype == OBJECT_TYPE))
+			relid = RangeVarGetRelid(alter->relation, NoLock, true);
+		if (OidIsValid(relid))
+			foreach_oid(oid, find_all_inheritors(relid, NoLock, NULL))
+				collect_tables_keyed_by(get_rel_type_id(oid), &tables, &seen);
+	}
+
 	foreach_oid(oid, tables)
 	{
 		ClusterParams params = {0};
@@ -377,7 +419,7 @@ au_rekey_after_row_type(AlterTableStmt *stmt)
 
 		if (au_is_our_table(rel))
 		{
-			CheckTableNotInUse(rel, GetCommandTagName(CreateCommandTag((Node *) stmt)));
+			CheckTableNotInUse(rel, GetCommandTagName(CreateCommandTag(stmt)));
 			cluster_rel(rel, InvalidOid, &params);	/* closes it */
 			CommandCounterIncrement();
 		}

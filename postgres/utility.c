@@ -930,7 +930,6 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUt
 				if (OidIsValid(relid))
 					au_rekey_if_needed(relid);
 			}
-			au_rekey_after_row_type((AlterTableStmt *) stmt);
 			break;
 		case T_CreatedbStmt:
 			{
@@ -955,6 +954,8 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUt
 		default:
 			break;
 	}
+	if (changes_catalogs(stmt))
+		au_rekey_after_row_type(stmt);
 }
 
 /* The last line: whatever statement made it, look at the relation itself. */
@@ -995,6 +996,8 @@ object_access(ObjectAccessType access, Oid classid, Oid objid, int subid, void *
 	if (access == OAT_POST_CREATE && classid == RelationRelationId && subid == 0 && au_enabled &&
 		objid >= FirstNormalObjectId)
 		check_new_relation(objid);
+	if (access == OAT_DROP && classid == RelationRelationId && subid > 0 && au_enabled)
+		au_rekey_note_dropped_column(objid);
 }
 
 void
