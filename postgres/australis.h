@@ -434,10 +434,14 @@ extern bool au_is_our_index(Relation rel);
 /* Rows keyed otherwise than the table's primary key asks for? */
 extern bool au_layout_wants_rekey(Relation rel);
 
+/* The index that is the table got another identity. */
+extern void au_layout_follow(Relation heap, Relation index);
+
 /* rekey.c: rewrite relid (and its partitions) by a primary key just added */
 extern void au_rekey_if_needed(Oid relid);
 extern void au_rekey_note_dropped_column(Oid relid);
-extern void au_rekey_after_row_type(Node *stmt);
+extern void au_rekey_note_new_index(Oid index);
+extern void au_rekey_after_statement(Node *stmt);
 extern void au_rekey_announce(Node *stmt);
 extern bool au_rekey_replaces_build(Relation heap, Relation index);
 extern double au_copy_by_key(Relation old, Relation fresh);
@@ -701,7 +705,8 @@ extern int64 au_page_read(PageWord word);
 extern void au_page_wait(PageWord word, int64 seen, int ms);
 extern const uint8 *au_page_cluster(void);	/* 16 bytes */
 extern void au_page_snapshot(Tau *acked, int64 *ddl);	/* consistent pair */
-extern void au_page_set_slot(Tau tau_start);	/* this backend's slot; 0 frees */
+extern void au_page_set_slot(Tau tau_start);
+extern Tau	au_page_oldest_snapshot(void);	/* this backend's slot; 0 frees */
 extern uint64 au_next_insert_stamp(void);	/* hidden keys: strictly increasing */
 
 /* -------------------------------------------------------------- settings.c */

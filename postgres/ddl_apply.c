@@ -85,7 +85,7 @@
 #include "utils/typcache.h"
 #include "utils/wait_event.h"
 
-#define CHANGES_MAX 8192		/* relations whose last change is remembered */
+#define CHANGES_MAX 32768	/* relations whose last change is remembered */
 #define READ_ROWS 256			/* records per read of the log */
 #define READ_BYTES (4 * 1024 * 1024)
 #define BATCH_RECORDS 256		/* records per local transaction */
@@ -259,6 +259,23 @@ au_ddl_wait_applied(int64 n)
 
 /* ------------------------------------------------- last changes of relations */
 
+/* Forget what changed at or before tau.  Whoever started before that is told that everything changed. */
+static void
+forget_changes(Tau tau)
+{
+	HASH_SEQ_STATUS status;
+	Change	   *old;
+
+	hash_seq_init(&status, changes);
+	while ((old = hash_seq_search(&status)) != NULL)
+	{
+		if (old->tau > tau)
+			continue;
+		shared->forgotten = Max(shared->forgotten, old->tau);
+		(void) hash_search(changes, &old->relation, HASH_REMOVE, NULL);
+	}
+}
+
 static void
 note_changes(const uint64 *names, int count, Tau tau)
 {
@@ -271,16 +288,10 @@ note_changes(const uint64 *names, int count, Tau tau)
 
 		if (change == NULL)
 		{
-			/* full: forget all, remembering only the newest time */
-			HASH_SEQ_STATUS status;
-			Change	   *old;
-
-			hash_seq_init(&status, changes);
-			while ((old = hash_seq_search(&status)) != NULL)
-				(void) hash_search(changes, &old->relation, HASH_REMOVE, NULL);
-			shared->forgotten = Max(shared->forgotten, tau);
-			if (pg_atomic_read_u64(&shared->newest_change) > (uint64) shared->forgotten)
-				shared->forgotten = (Tau) pg_atomic_read_u64(&shared->newest_change);
+			/* full: first what matters to nobody, else all */
+			forget_changes(au_page_oldest_snapshot());
+			if (hash_get_num_entries(changes) > CHANGES_MAX / 2)
+				forget_changes(INT64_MAX);
 			change = hash_search(changes, &names[i], HASH_ENTER_NULL, NULL);
 		}
 		if (change)

@@ -283,6 +283,7 @@ au_index_build(Relation heap, Relation index, IndexInfo *info)
 	if (au_index_is_primary(heap, index) || au_rekey_replaces_build(heap, index))
 	{
 		/* the table is, or will be, its own primary key; leave its statistics alone */
+		au_layout_follow(heap, index);
 		result->heap_tuples = heap->rd_rel->reltuples;
 		result->index_tuples = heap->rd_rel->reltuples;
 		return result;

@@ -8,8 +8,8 @@
  * and the primary key's index has no entries of its own.  Any other table has
  * hidden keys in insertion order.  The choice belongs to the storage id and
  * never changes while that lives; it is recorded next to the data (system
- * relation 3), so that neither adding nor dropping a primary key later can
- * make stored keys mean something else:
+ * relation 3), with the identity of that index, so that neither adding nor
+ * dropping a primary key later can make stored keys mean something else:
  *
  *	  - a primary key added to rows with hidden keys is an ordinary unique
  *		index until the table is rewritten;
@@ -32,6 +32,7 @@
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
 #include "storage/proc.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/syscache.h"
@@ -253,15 +254,15 @@ au_table_layout(Relation rel)
 	return cached;
 }
 
-const TableLayout *
-au_table_layout_decide(Relation rel)
+/*
+ * Blind: whoever writes it at the same time comes to the same answer, since the
+ * catalog must not change in between (rule A5).
+ */
+static void
+write_record(Relation rel, const TableLayout *layout)
 {
-	const TableLayout *layout = au_table_layout(rel);
 	StringInfoData key,
 				value;
-
-	if (layout->decided)
-		return layout;
 
 	initStringInfo(&key);
 	initStringInfo(&value);
@@ -280,17 +281,44 @@ au_table_layout_decide(Relation rel)
 	}
 	au_mp_int(&value, layout->index_oid);
 	au_mp_int(&value, layout->index_number);
-
-	/*
-	 * Blind: whoever writes the first rows at the same time comes to the same
-	 * answer, since the catalog must not change in between (rule A5).
-	 */
 	(void) au_wb_put(as_bytes(&key), as_bytes(&value), FirstCommandId, LockTupleNoKeyExclusive, true);
 	pfree(key.data);
 	pfree(value.data);
+}
+
+const TableLayout *
+au_table_layout_decide(Relation rel)
+{
+	const TableLayout *layout = au_table_layout(rel);
+
+	if (layout->decided)
+		return layout;
+	write_record(rel, layout);
 
 	/* now it is found, in the buffer */
 	return au_table_layout(rel);
+}
+
+/*
+ * An ALTER TYPE that keeps the index's file gives it a new oid, a REINDEX gives
+ * it a new file: the record must follow each, or after both of them nothing
+ * tells that this index is the table itself.
+ */
+void
+au_layout_follow(Relation heap, Relation index)
+{
+	TableLayout layout;
+
+	if (!au_index_is_primary(heap, index))
+		return;
+	layout = *au_table_layout(heap);
+	if (!layout.decided)
+		return;
+	layout.index_oid = RelationGetRelid(index);
+	layout.index_number = index->rd_locator.relNumber;
+	write_record(heap, &layout);
+	/* what is cached may be of the record as it was, also in other sessions */
+	CacheInvalidateRelcache(heap);
 }
 
 bool

@@ -60,15 +60,14 @@
 #define CHUNK_ENTRIES	65536
 #define BYTEA_LESS_OPERATOR 1957	/* bytea < bytea, C order */
 
-/* Relations that lost a column in the statement that runs. */
+/* What the statement that runs has done so far. */
 static struct
 {
 	LocalTransactionId lxid;
 	SubTransactionId subid;
-	List	   *relids;
-}			dropped;
-
-static void forget_dropped(void);
+	List	   *lost_column;	/* relations */
+	List	   *new_indexes;
+}			noted;
 
 /*
  * The sort compares by a row's first 8 bytes where it can, so what all keys
@@ -359,6 +358,26 @@ collect_tables_keyed_by(Oid type, List **tables, List **seen)
 	table_close(depend, AccessShareLock);
 }
 
+/* Forget what was noted in a transaction or subtransaction that is no more. */
+static void
+forget_ended(void)
+{
+	if (noted.lxid != MyProc->vxid.lxid || !SubTransactionIsActive(noted.subid))
+		noted.lost_column = noted.new_indexes = NIL;
+	noted.lxid = MyProc->vxid.lxid;
+	noted.subid = GetCurrentSubTransactionId();
+}
+
+static List *
+note(List *list, Oid oid)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+
+	list = list_append_unique_oid(list, oid);
+	MemoryContextSwitchTo(old);
+	return list;
+}
+
 /*
  * A column of a relation is being dropped, by whatever statement: ALTER, or the
  * DROP of what the column is made of.  The copy waits for the statement's end.
@@ -366,36 +385,54 @@ collect_tables_keyed_by(Oid type, List **tables, List **seen)
 void
 au_rekey_note_dropped_column(Oid relid)
 {
-	MemoryContext old;
-
-	forget_dropped();
-	old = MemoryContextSwitchTo(TopTransactionContext);
-	dropped.relids = list_append_unique_oid(dropped.relids, relid);
-	MemoryContextSwitchTo(old);
-	dropped.lxid = MyProc->vxid.lxid;
-	dropped.subid = GetCurrentSubTransactionId();
+	forget_ended();
+	noted.lost_column = note(noted.lost_column, relid);
 }
 
-/* What was noted in a transaction or subtransaction that is no more. */
-static void
-forget_dropped(void)
-{
-	if (dropped.relids != NIL &&
-		(dropped.lxid != MyProc->vxid.lxid || !SubTransactionIsActive(dropped.subid)))
-		dropped.relids = NIL;
-}
-
-/* Called after a statement that may have changed the columns of a row type. */
+/* It may be a primary key under a new oid (au_layout_follow). */
 void
-au_rekey_after_row_type(Node *stmt)
+au_rekey_note_new_index(Oid index)
+{
+	forget_ended();
+	noted.new_indexes = note(noted.new_indexes, index);
+}
+
+static void
+follow_indexes(List *indexes)
+{
+	foreach_oid(oid, indexes)
+	{
+		Oid			relid = IndexGetRelation(oid, true);
+		Relation	rel;
+		Relation	index;
+
+		if (!OidIsValid(relid))
+			continue;			/* dropped again */
+		rel = table_open(relid, AccessShareLock);
+		index = index_open(oid, AccessShareLock);
+		if (au_is_our_table(rel))
+			au_layout_follow(rel, index);
+		index_close(index, NoLock);
+		table_close(rel, NoLock);
+	}
+}
+
+/* Called after every statement that may have changed the catalogs. */
+void
+au_rekey_after_statement(Node *stmt)
 {
 	List	   *tables = NIL;
 	List	   *seen = NIL;
+	List	   *lost_column;
+	List	   *new_indexes;
 
-	forget_dropped();
-	foreach_oid(oid, dropped.relids)
+	forget_ended();
+	lost_column = noted.lost_column;
+	new_indexes = noted.new_indexes;
+	noted.lost_column = noted.new_indexes = NIL;
+	follow_indexes(new_indexes);
+	foreach_oid(oid, lost_column)
 		collect_tables_keyed_by(get_rel_type_id(oid), &tables, &seen);
-	dropped.relids = NIL;
 
 	if (IsA(stmt, AlterTableStmt))
 	{

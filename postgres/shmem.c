@@ -226,6 +226,26 @@ au_page_set_slot(Tau tau_start)
 	pg_memory_barrier();
 }
 
+/*
+ * No transaction of this query processor reads as of an earlier time, but for
+ * one that is taking its snapshot right now.  INT64_MAX: there is none.
+ */
+Tau
+au_page_oldest_snapshot(void)
+{
+	volatile int64 *p = the_page();
+	Tau			oldest = INT64_MAX;
+
+	for (int i = 0; i < PAGE_SLOT_COUNT; i++)
+	{
+		Tau			tau = p[PAGE_SLOTS + 2 * i];
+
+		if (tau != 0)
+			oldest = Min(oldest, tau);
+	}
+	return oldest;
+}
+
 uint64
 au_next_insert_stamp(void)
 {

@@ -955,7 +955,7 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUt
 			break;
 	}
 	if (changes_catalogs(stmt))
-		au_rekey_after_row_type(stmt);
+		au_rekey_after_statement(stmt);
 }
 
 /* The last line: whatever statement made it, look at the relation itself. */
@@ -983,6 +983,8 @@ check_new_relation(Oid relid)
 		if (cls->relpersistence != RELPERSISTENCE_TEMP && index && cls->relam != AU_INDEX_AM_OID &&
 			cls->relnamespace != PG_TOAST_NAMESPACE)
 			refuse_index_am(get_am_name(cls->relam));
+		if (cls->relkind == RELKIND_INDEX && cls->relam == AU_INDEX_AM_OID)
+			au_rekey_note_new_index(relid);
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
