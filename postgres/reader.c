@@ -76,7 +76,9 @@ report_store(StoreStatus status)
 		case STORE_WRONG_CLUSTER:
 			ereport(ERROR,
 					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("storage cannot be read: %s", store_error())));
+					 errmsg("storage cannot be read: %s", store_error()),
+					 errhint("Stop the cluster, remove its directory \"storage\" and start it again: "
+							 "it is made again from the newest snapshot and the journal.")));
 			break;
 		default:
 			ereport(ERROR,

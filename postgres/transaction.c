@@ -62,6 +62,7 @@
 #define OUTCOME_TOO_LARGE	4
 #define OUTCOME_PENDING		5
 #define OUTCOME_KILLED		6
+#define OUTCOME_DISK_FULL	7
 
 #define MODE_BLIND			0x04
 #define MODE_LOCK_ONLY		0x08
@@ -447,6 +448,16 @@ note_ingested(RelId relid, CommandId cid, Tau tau)
 }
 
 static void
+report_disk_full(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DISK_FULL),
+			 errmsg("the disk of the journal is full"),
+			 errdetail("The transaction has changed nothing."),
+			 errhint("Free space and try again.")));
+}
+
+static void
 read_ingest_reply(MpReader *reply)
 {
 	Bytes		id;
@@ -462,6 +473,8 @@ read_ingest_reply(MpReader *reply)
 	tau = au_mp_read_int(reply);
 	if (id.len != 16 || memcmp(id.data, txid, 16) != 0 || seq != in_flight[0].seq)
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected answer to a chunk of rows")));
+	if (outcome == OUTCOME_DISK_FULL)
+		report_disk_full();
 	if (outcome != OUTCOME_COMMITTED)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
@@ -876,6 +889,8 @@ report_refusal(int64 outcome, Bytes detail)
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("transaction is too large to commit"),
 				 detail.len ? errdetail("%.*s", (int) detail.len, (const char *) detail.data) : 0));
+	if (outcome == OUTCOME_DISK_FULL)
+		report_disk_full();
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 			 errmsg("the commit service refused the transaction"),
@@ -1288,6 +1303,8 @@ au_commit_autonomous(Bytes key, Bytes value)
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected answer to a commit")));
 	au_mp_skip(&reply);
 	outcome = au_mp_read_int(&reply);
+	if (outcome == OUTCOME_DISK_FULL)
+		report_disk_full();
 	if (outcome != OUTCOME_COMMITTED)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),

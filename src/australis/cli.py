@@ -72,6 +72,10 @@ class _Directory(click.Path):
             self.fail("it is empty; name a directory", param, ctx)
         if "\n" in os.fspath(value):
             self.fail("PostgreSQL cannot use a path with a line break; name another directory", param, ctx)
+        try:
+            os.fspath(value).encode("utf-8")
+        except UnicodeEncodeError:
+            self.fail("this path is not UTF-8; name another directory", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -255,8 +259,10 @@ def _detach(layout: Layout, arguments: list[str]) -> None:
     said = process.stderr.read().decode(errors="replace").strip()
     if not ready:
         process.wait()
-        *notices, cause = said.splitlines() or [f"the cluster did not start; see {layout.logs}"]
-        for notice in notices:
+        lines = said.splitlines()
+        killed = not lines or not lines[-1].startswith("Error: ")
+        cause = f"the cluster's process was ended; see {layout.logs}" if killed else lines.pop()
+        for notice in lines:
             click.echo(notice, err=True)
         raise ClusterError(cause.removeprefix("Error: "))
     if said:
@@ -462,7 +468,10 @@ def _layout(data: Path | None) -> Layout:
         return Layout(data)
     if os.environ.get(DATA_VARIABLE):
         return Layout(Path(os.environ[DATA_VARIABLE]))
-    layout = Layout(Path(DEFAULT_DATA))
+    try:
+        layout = Layout(Path(DEFAULT_DATA))
+    except FileNotFoundError as error:
+        raise ClusterError("the working directory is no more; go elsewhere or name a directory with --data") from error
     if os.geteuid() == 0 and not layout.cluster_file.exists():
         from australis.control_plane import privileges
 

@@ -86,9 +86,14 @@ TIDY_COMMITS = 1000
 SNAPSHOT_GRACE = 30_000_000_000
 """Nanoseconds for which a snapshot may be in use before its backend's slot shows it."""
 
-_FULL = "the disk of the journal is full (53100); nothing was changed, free space and retry"
+_FULL = "nothing was changed; free space on the disk of the journal and retry"
 _OVERLOAD = "the commit service is overloaded; nothing was changed, please retry"
 _STOPPING = "the commit service is shutting down; nothing was changed, please retry"
+
+
+def _outcome(obstacle: str) -> Outcome:
+    """How a request ends that this obstacle bars."""
+    return Outcome.DISK_FULL if obstacle is _FULL else Outcome.REFUSED
 
 
 class _Waiting(NamedTuple):
@@ -231,7 +236,7 @@ class CommitService:
         if obstacle is None:
             verdict = adjudicator.commit(commit, self._clock.now()[0])
         else:
-            verdict = adjudicator.refuse(commit.txid, obstacle)
+            verdict = adjudicator.refuse(commit.txid, obstacle, _outcome(obstacle))
         action = verdict.action
         if action is Action.APPEND:
             flags = (RecordFlag.DDL if commit.ddl is not None else 0) | (RecordFlag.DROPS if commit.drops else 0)
@@ -271,7 +276,7 @@ class CommitService:
         if obstacle is None:
             obstacle = self.adjudicator.ingest_refusal(ingest.txid, ingest.generation)
         if obstacle is not None:
-            connection.send(IngestReply(ingest.txid, ingest.seq, Outcome.REFUSED, 0))
+            connection.send(IngestReply(ingest.txid, ingest.seq, _outcome(obstacle), 0))
             return False
         connection.unpublished.setdefault(ingest.txid, set()).update(relations)
         tau = self.adjudicator.stamp(self._clock.now()[0])

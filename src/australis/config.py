@@ -6,7 +6,9 @@ changed on disk by then. Values given on the command line win over the file, the
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
@@ -19,7 +21,7 @@ FILE_NAME = "australis.toml"
 DRIVER_VARIABLE = "AUSTRALIS_STORAGE_DRIVER"
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
+Megabytes = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 
 # Settings of PostgreSQL that the launcher owns: changing them would break the cluster, not tune it.
 OWN_SETTINGS = frozenset(
@@ -68,9 +70,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     )
     connections: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
     storage_driver: Literal["attached", "socket"] = "attached"
-    write_buffer_mb: Positive | None = None
+    write_buffer_mb: Megabytes | None = None
     retention: Annotated[float, msgspec.Meta(ge=1)] | None = None
-    snapshot_mb: Positive | None = None  # journal between two snapshots of storage
+    snapshot_mb: Megabytes | None = None  # journal between two snapshots of storage
     handover: bool = True  # give client sockets to the backend instead of relaying bytes
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     tls: Tls | None = None
@@ -91,6 +93,8 @@ def load(directory: Path) -> Config:
     """
     file = directory / FILE_NAME
     content: dict[str, object] = {}
+    if file.exists() and not file.is_file():
+        raise ConfigError(f"{file}: not a regular file; correct it or remove it")
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -108,10 +112,23 @@ def load(directory: Path) -> Config:
         known = ", ".join(field.name for field in msgspec.structs.fields(Config))
         hint = f" (known keys: {known})" if "unknown field" in str(error) else _choices(str(error))
         raise ConfigError(f"{file}: {_in_words(str(error))}{hint}") from error
-    for name in config.postgresql:
+    for name, value in [("listen", host) for host in config.listen] + _texts(config):
+        if not value or not value.isprintable():
+            raise ConfigError(f"{file}: {name}: expected printable text, got {value!a}")
+    if config.retention is not None and not math.isfinite(config.retention):
+        raise ConfigError(f"{file}: retention: expected a number of seconds, got {config.retention}")
+    for name, setting in config.postgresql.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)?", name):
+            raise ConfigError(f"{file}: [postgresql] {name!a} is no name of a setting")
+        if isinstance(setting, str) and any(ord(letter) < 32 for letter in setting):
+            raise ConfigError(f"{file}: [postgresql] {name}: control characters are not possible here")
         if name.lower() in OWN_SETTINGS or name.lower().startswith("australis."):
             raise ConfigError(f"{file}: [postgresql] {name} is set by Australis itself; remove it")
     return config
+
+
+def _texts(config: Config) -> list[tuple[str, str]]:
+    return [("[tls] certificate", config.tls.certificate), ("[tls] key", config.tls.key)] if config.tls else []
 
 
 def _choices(message: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,13 @@ def test_all_keys(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("[postgresql]\nfsync = true", "[postgresql] fsync is set by Australis itself"),
         ("[postgresql]\nwork_mem = [1]", "postgresql"),
         ("port = ", "not valid TOML"),
+        ('listen = ["127.0.0.1\\u0000"]', "listen: expected printable text"),
+        ('listen = [""]', "listen: expected printable text"),
+        ('[tls]\ncertificate = "a\\u0000"\nkey = "b"', "[tls] certificate: expected printable text"),
+        ("retention = inf", "retention: expected a number"),
+        ("write_buffer_mb = 99999999999999999", "write_buffer_mb: expected"),
+        ("[postgresql]\n'work mem' = 1", "is no name of a setting"),
+        ('[postgresql]\nwork_mem = "8MB\\nfsync=off"', "control characters"),
         ('port = 54\nname = "', "not valid TOML"),
     ],
 )
@@ -56,6 +64,12 @@ def test_mistakes(directory: Path, text: str, expected: str | None) -> None:
         load(directory)
     message = str(error.value)
     assert expected in message and FILE_NAME in message and "\n" not in message
+
+
+def test_not_a_file(directory: Path) -> None:
+    os.mkfifo(directory / FILE_NAME)
+    with pytest.raises(ConfigError, match="not a regular file"):
+        load(directory)
 
 
 def test_not_text(directory: Path) -> None:

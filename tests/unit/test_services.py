@@ -204,11 +204,46 @@ def test_snapshots_bound_the_journal_and_restore(cluster: Services) -> None:
     assert cluster.storage is not None
     cluster.storage.kill()
     for snapshot in _snapshots(cluster):
+        with (snapshot / "data.mdb").open("r+b") as file:
+            file.seek(5000)
+            file.write(b"damage")
+    shutil.rmtree(cluster.directory.storage)
+    process = cluster.start_storage()
+    assert process.wait() == 1
+    assert "all snapshots" in process.error()
+    for snapshot in _snapshots(cluster):
         shutil.rmtree(snapshot)
     shutil.rmtree(cluster.directory.storage)
     process = cluster.start_storage()
     assert process.wait() == 1
     assert "does not reach back" in process.error()
+    assert cluster.commit is not None
+    cluster.commit.terminate()
+    assert any("what came before is lost" in problem for problem in check_storage(cluster.directory).problems)
+
+
+def test_damage_that_a_snapshot_meets_is_mended(cluster: Services) -> None:
+    """Pages of the store have no checksums: who reads a damaged one is told, and the next snapshot ends it."""
+    cluster.storage_arguments = ("--snapshot-bytes", str(1 << 20), "--retention", "0")
+    cluster.start()
+    client = cluster.client()
+    tau = client.number("floor_tau")
+    while not _snapshots(cluster):
+        tau = client.commit(tau, {key(n): os.urandom(100) for n in range(5000)}).tau
+    assert cluster.storage is not None
+    assert cluster.storage.terminate() == 0
+    file = cluster.directory.storage / "data.mdb"
+    middle = file.stat().st_size // 8192 * 4096
+    with file.open("r+b") as store:
+        store.seek(middle)
+        store.write(os.urandom(16 * 4096))
+    cluster.start_storage()
+    reader = cluster.reader()
+    rebuilds = 0
+    while not rebuilds:
+        tau = client.commit(tau, {key(10_000 + n): os.urandom(100) for n in range(5000)}).tau
+        rebuilds = reader.number("rebuilds")
+    assert len(reader.scan(tau, key(0), key(10_000))) == 5000
 
 
 def test_chunks_are_readable_when_answered_and_garbage_when_abandoned(cluster: Services) -> None:
@@ -375,8 +410,8 @@ def test_full_disk(tmp_path: Path) -> None:
                 tau = reply.tau
                 acknowledged[key(number)] = value
             assert refusal is not None
-            assert refusal.outcome == Outcome.REFUSED
-            assert "53100" in refusal.detail
+            assert refusal.outcome == Outcome.DISK_FULL
+            assert "free space" in refusal.detail
             assert cluster.commit is not None
             assert cluster.commit.running
             filler.unlink()

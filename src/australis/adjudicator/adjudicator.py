@@ -179,19 +179,19 @@ class Adjudicator:
         self.schema_conflicts += 1
         return Verdict(Action.REPLY, Outcome.SCHEMA_CONFLICT, 0, SCHEMA_DETAIL)
 
-    def _refuse(self, txid: bytes, detail: str) -> Verdict:
+    def _refuse(self, txid: bytes, detail: str, outcome: Outcome = Outcome.REFUSED) -> Verdict:
         self.refusals += 1
         self._remember(txid, _REFUSED)
-        return Verdict(Action.REPLY, Outcome.REFUSED, 0, detail)
+        return Verdict(Action.REPLY, outcome, 0, detail)
 
-    def refuse(self, txid: bytes, detail: str) -> Verdict:
+    def refuse(self, txid: bytes, detail: str, outcome: Outcome = Outcome.REFUSED) -> Verdict:
         """Refuse a request before deciding it (overload, full disk), unless its fate is already known."""
         known = self._known.get(txid)
         if known is not None:
             return _again(known)
         if txid in self._pending:
             return _IGNORE
-        return self._refuse(txid, detail)
+        return self._refuse(txid, detail, outcome)
 
     def stamp(self, now: int) -> int:
         """Issue a time for a record that has no conflicts: an ingested chunk (Q8) or a drop."""

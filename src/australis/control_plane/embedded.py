@@ -30,7 +30,7 @@ import structlog
 from australis.cluster import open_cluster
 from australis.config import FILE_NAME as CONFIG_FILE
 from australis.config import Config
-from australis.control_plane.layout import Cluster, ClusterError, Layout, prepare_run, remove_run
+from australis.control_plane.layout import Cluster, ClusterError, Layout, prepare_run, remove_run, unusable
 from australis.control_plane.processes import Child, end_leftovers, services_of
 from australis.control_plane.supervisor import FIRST_DELAY, LONGEST_DELAY, Service
 from australis.errors import AustralisError
@@ -167,7 +167,10 @@ class EmbeddedCluster:
 
         async def image() -> None:
             with measure("image"):
-                done = await asyncio.to_thread(processor.prepare)
+                try:
+                    done = await asyncio.to_thread(processor.prepare)
+                except OSError as error:
+                    raise unusable(self.layout, error) from error
             log.info("query_processor.prepared", done=done)
 
         async with _group() as group:

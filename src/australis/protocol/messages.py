@@ -55,6 +55,7 @@ class Outcome(IntEnum):
     TOO_LARGE = 4  # 54000
     PENDING = 5  # ResolveReply only: nothing certain is known
     KILLED = 6  # ResolveReply only: certainly never commits
+    DISK_FULL = 7  # 53100; certainly not committed
 
 
 class ReadStatus(IntEnum):

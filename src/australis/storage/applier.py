@@ -48,7 +48,7 @@ from australis.protocol.messages import (
 )
 from australis.storage import horizon as horizons
 from australis.storage.garbage import Garbage
-from australis.storage.snapshots import list_snapshots, restore, trim_position, write_snapshot
+from australis.storage.snapshots import intact, list_snapshots, restore, trim_position, write_snapshot
 from australis.storage.store import DATA_FILE, DamagedError, FullError, Store, StoreError, open_store
 
 RECEIVE_BYTES = 1 << 20
@@ -111,6 +111,8 @@ class Applier:
         self._thread = threading.Thread(target=self._run, name="storage-applier", daemon=True)
         self._snapshotting: threading.Thread | None = None
         self._trim_to = 0
+        self._restored_nothing = False  # to rebuild the store once more would end the same
+        self._damage: str | None = None  # found by the snapshot thread
         self._next_snapshot = 0.0
         self._bytes_since_snapshot = 0
         self.store: Store | None = None
@@ -185,6 +187,7 @@ class Applier:
                 reason = str(error)
         self.state = "restoring"
         snapshot = restore(directory.snapshots, directory.storage, directory.cluster)
+        self._restored_nothing = snapshot is None
         self._use(open_store(directory.storage, directory.cluster, restored=snapshot is not None))
         if snapshot is not None or reason != "missing":
             self.rebuilds += 1
@@ -320,6 +323,11 @@ class Applier:
                 "the journal does not reach back to the newest snapshot of storage: restore the missing journal "
                 "segments or snapshots from a copy"
             )
+        if self._restored_nothing and snapshots:
+            raise StorageError(
+                f"all snapshots in {self._directory.snapshots} are damaged, and the journal does not reach back to the "
+                "beginning: restore a snapshot from a copy, or restore the cluster from a backup"
+            )
         self._rebuild(f"the journal does not hold our position ({status.name.lower()})")
         raise _RebuiltError
 
@@ -433,6 +441,10 @@ class Applier:
             if self._trim_to:
                 feed.sendall(frame(encode(Trim(self._trim_to))))
                 self._trim_to = 0
+            if self._damage is not None:
+                reason, self._damage = self._damage, None
+                self._rebuild(reason)
+                raise _RebuiltError
             if self._require().replaced:
                 self._rebuild("the store's file was deleted or exchanged")
                 raise _RebuiltError
@@ -497,6 +509,10 @@ class Applier:
             snapshot = write_snapshot(store, directory.snapshots, directory.cluster, self._acknowledged)
         except (OSError, StoreError, AustralisError) as error:
             log.error("storage.snapshot_failed", error=str(error))
+            if isinstance(error, DamagedError) and any(
+                intact(other.file, other.checksum) for other in list_snapshots(directory.snapshots, directory.cluster)
+            ):
+                self._damage = str(error)  # reading finds it too; a rebuild ends that, and the growth of the journal
             return
         if snapshot is None:
             log.info("storage.snapshot_discarded")

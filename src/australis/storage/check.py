@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from australis._native import Store as NativeStore
 from australis.cluster import ClusterDirectory
 from australis.journal.check import JournalReport, check_journal
-from australis.journal.record import Entry, Kind
+from australis.journal.record import Entry, Kind, Position
 from australis.keyspace import relation_of
 from australis.protocol.messages import (
     Commit,
@@ -98,6 +98,8 @@ def check_storage(directory: ClusterDirectory) -> StorageReport:
     else:
         note = "there is no store; it will be rebuilt at the next start"
     newest = _Newest(store.applied if store is not None else 0)
+    saved = store.meta("position") if store is not None else None
+    reached = Position.unpack(saved).sequence if saved else 0
     report = StorageReport(check_journal(directory.journal, directory.cluster, newest.add))
     report.problems += report.journal.problems
     if note:
@@ -113,6 +115,7 @@ def check_storage(directory: ClusterDirectory) -> StorageReport:
         if len(report.problems) > found and not report.journal.problems:
             report.notes.append(f"remove {directory.storage}: the next start makes it again, from snapshot and journal")
     snapshots = list_snapshots(directory.snapshots, directory.cluster)
+    whole = 0
     for other in sorted(directory.snapshots.iterdir()) if directory.snapshots.exists() else ():
         if other not in {snapshot.directory for snapshot in snapshots}:
             report.notes.append(f"{other} is no snapshot, or its manifest is missing or damaged: delete it")
@@ -123,8 +126,16 @@ def check_storage(directory: ClusterDirectory) -> StorageReport:
         try:
             if not intact(snapshot.file, snapshot.checksum):
                 report.problems.append(f"{snapshot.file} fails its checksum: delete {snapshot.directory}")
+            elif snapshot.position.sequence >= report.journal.first.sequence:
+                whole += 1
         except OSError as error:
             report.problems.append(f"{snapshot.file}: {error.strerror}")
+    if not whole and report.journal.first.sequence > 0 and not report.journal.problems:
+        lost = f"no whole snapshot reaches up to the journal's first record {report.journal.first.sequence}"
+        if reached < report.journal.first.sequence:
+            report.problems.append(f"{lost}, nor does the store: what came before is lost unless you have a copy")
+        else:
+            report.notes.append(f"{lost}: without the store, what came before would be lost")
     return report
 
 
@@ -132,7 +143,7 @@ def _compare(store: NativeStore, newest: _Newest, report: StorageReport) -> None
     report.applied = store.applied
     report.not_compared = newest.forgotten
     last = report.journal.last_tau
-    if store.applied > last:
+    if store.applied > last and not report.journal.problems:
         report.notes.append("storage holds commits that were never acknowledged; they are undone at the next start")
     gone = newest.dropped.union(*newest.unpublished.values())  # they may or may not be there any more
     keys = [key for key in newest.keys if relation_of(key) not in gone]

@@ -28,7 +28,7 @@ import structlog
 
 from australis.clock import Clock, FixedClock
 from australis.cluster import ClusterDirectory
-from australis.errors import ProtocolError
+from australis.errors import ProtocolError, StorageError
 from australis.page import SharedPage, Word
 from australis.protocol.frames import FrameDecoder, frame
 from australis.protocol.messages import (
@@ -115,6 +115,8 @@ class StorageService:
         while True:
             if self.failed.done():
                 raise self.failed.result()
+            if self.applier.state == "disk full":
+                raise StorageError(f"{self._directory.storage}: no space left on the disk; free some and start again")
             acked = self.page.load(Word.ACKED)
             if self.applier.state == "following" and self.applied() >= acked:
                 return
