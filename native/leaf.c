@@ -8,12 +8,15 @@
  * this file hands them out together.  LMDB keeps the layout to itself, so its
  * source (one pinned release, build_extension.py) is part of this file.
  *
+ * Its branch pages also tell where a range can be divided into equal parts.
+ *
  * What must hold: anything that is not a plain node within its page is left
  * to mdb_cursor_get(), which knows overflow pages and reports damage.
  *
  *-------------------------------------------------------------------------
  */
 #include <limits.h>
+#include <stdbool.h>
 
 /*
  * LMDB writes adjacent pages together, IOV_MAX at most.  Linux 6.16 and later
@@ -72,4 +75,118 @@ leaf_rest(MDB_cursor *cursor, LeafNode *nodes, size_t max)
 	}
 	cursor->mc_ki[cursor->mc_top] += n;
 	return n;
+}
+
+#define SPLIT_PAGES 1024		/* branch pages of one level that are looked at */
+#define SPLIT_KEYS 32768
+
+/* A page and the key where it begins, if that lies within the range. */
+typedef struct SplitPage
+{
+	pgno_t		number;
+	MDB_val		begin;
+} SplitPage;
+
+typedef struct Split
+{
+	const MDB_val *lo;
+	const MDB_val *hi;
+	MDB_val    *keys;
+	size_t		nkeys;
+	SplitPage  *below;			/* children of the level's pages */
+	size_t		nbelow;
+} Split;
+
+static int
+compare(const MDB_val *a, const MDB_val *b)
+{
+	int			order = memcmp(a->mv_data, b->mv_data, a->mv_size < b->mv_size ? a->mv_size : b->mv_size);
+
+	return order != 0 ? order : (a->mv_size > b->mv_size) - (a->mv_size < b->mv_size);
+}
+
+/* Take the separators of a branch page that lie in the range, and its children that overlap it. */
+static bool
+split_page(Split *split, MDB_page *page, const MDB_val *begin)
+{
+	unsigned	n = NUMKEYS(page);
+	MDB_val		child = *begin;
+
+	for (unsigned i = 0; i < n; i++)
+	{
+		MDB_node   *node = NODEPTR(page, i);
+		MDB_val		key = {NODEKSZ(node), NODEKEY(node)};
+
+		if (i > 0)
+		{
+			if (split->hi->mv_size > 0 && compare(&key, split->hi) >= 0)
+				break;
+			child = key;
+		}
+		if (i + 1 < n)
+		{
+			MDB_node   *next = NODEPTR(page, i + 1);
+			MDB_val		end = {NODEKSZ(next), NODEKEY(next)};
+
+			if (compare(&end, split->lo) <= 0)
+				continue;
+		}
+		if (split->nkeys == SPLIT_KEYS || split->nbelow == SPLIT_KEYS)
+			return false;
+		if (child.mv_size > 0 && compare(&child, split->lo) > 0)
+			split->keys[split->nkeys++] = child;
+		else
+			child.mv_size = 0;
+		split->below[split->nbelow++] = (SplitPage) {NODEPGNO(node), child};
+	}
+	return true;
+}
+
+int
+leaf_split(MDB_cursor *cursor, const MDB_val *lo, const MDB_val *hi, MDB_val *keys, size_t max, size_t *n)
+{
+	unsigned	depth = cursor->mc_db->md_depth;
+	SplitPage  *pages = malloc(SPLIT_KEYS * sizeof(SplitPage));
+	SplitPage  *below = malloc(SPLIT_KEYS * sizeof(SplitPage));
+	MDB_val    *found = malloc(SPLIT_KEYS * sizeof(MDB_val));
+	size_t		npages = 1;
+	size_t		nfound = 0;
+	int			rc = pages && below && found ? 0 : ENOMEM;
+
+	*n = 0;
+	if (rc == 0)
+		pages[0] = (SplitPage) {cursor->mc_db->md_root, {0, NULL}};
+	/* down to the pages above the leaves, or until there are enough */
+	for (unsigned level = 0; rc == 0 && level + 1 < depth && nfound < max && npages <= SPLIT_PAGES; level++)
+	{
+		Split		split = {lo, hi, found, 0, below, 0};
+		bool		all = true;
+
+		for (size_t i = 0; rc == 0 && all && i < npages; i++)
+		{
+			MDB_page   *page;
+
+			rc = MDB_PAGE_GET(cursor, pages[i].number, 1, &page);
+			if (rc == 0 && !IS_BRANCH(page))
+				rc = MDB_CORRUPTED;
+			if (rc == 0)
+				all = split_page(&split, page, &pages[i].begin);
+		}
+		if (!all)
+			break;
+		nfound = split.nkeys;
+		npages = split.nbelow;
+		below = pages;
+		pages = split.below;
+	}
+	for (size_t i = 0; rc == 0 && i < nfound && *n < max; i++)
+	{
+		/* evenly: the last of each run */
+		if ((i + 1) * (max < nfound ? max : nfound) / nfound > *n)
+			keys[(*n)++] = found[i];
+	}
+	free(pages);
+	free(below);
+	free(found);
+	return rc;
 }

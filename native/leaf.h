@@ -30,4 +30,13 @@ typedef struct LeafNode
  */
 extern size_t leaf_rest(MDB_cursor *cursor, LeafNode *nodes, size_t max);
 
+/*
+ * Keys strictly between lo and hi (empty: no end), in order, that divide what
+ * lies there into parts of about the same number of pages: at most max, none
+ * if it is little.  They come from branch pages, so no entry need have such a
+ * key.  Valid as long as the read transaction.  Returns an LMDB error, or 0.
+ */
+extern int	leaf_split(MDB_cursor *cursor, const MDB_val *lo, const MDB_val *hi, MDB_val *keys, size_t max,
+					   size_t *n);
+
 #endif

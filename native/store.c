@@ -1269,6 +1269,51 @@ store_scan_cut(StoreReader *reader, StoreBytes lo, StoreBytes hi, int64_t tau, s
 	return scan_batch(reader, lo, hi, false, tau, max_rows, max_bytes, cut, batch, more);
 }
 
+#define SPLIT_MAX 256
+#define SPLIT_KEY_MAX UINT8_MAX
+
+StoreStatus
+store_split(StoreReader *reader, StoreBytes lo, StoreBytes hi, size_t max, StoreBuffer *keys)
+{
+	MDB_val		found[SPLIT_MAX];
+	MDB_val		from = val(lo.data, lo.len);
+	MDB_val		to = val(hi.data, hi.len);
+	size_t		n = 0;
+	StoreStatus status = read_begin(reader);
+	int			rc;
+
+	if (status != STORE_OK)
+		return status;
+	rc = mdb_cursor_renew(reader->txn, reader->cursor);
+	if (rc == 0)
+	{
+		MDB_val		k = from;
+		MDB_val		v;
+
+		/* it learns where the tree's root is now */
+		rc = mdb_cursor_get(reader->cursor, &k, &v, MDB_SET_RANGE);
+	}
+	if (rc == MDB_NOTFOUND)
+		rc = 0;
+	else if (rc == 0)
+		rc = leaf_split(reader->cursor, &from, &to, found, max < SPLIT_MAX ? max : SPLIT_MAX, &n);
+	for (size_t i = 0; rc == 0 && i < n; i++)
+	{
+		uint8_t		len = found[i].mv_size < SPLIT_KEY_MAX ? found[i].mv_size : SPLIT_KEY_MAX;
+
+		if (!make_room(keys, 1 + (size_t) len))
+		{
+			status = fail(STORE_FAILED, "out of memory for %zu bytes", keys->len);
+			break;
+		}
+		keys->data[keys->len] = len;
+		memcpy(keys->data + keys->len + 1, found[i].mv_data, len);
+		keys->len += 1 + (size_t) len;
+	}
+	read_end(reader);
+	return rc == 0 ? status : lmdb_fail(rc, "cannot read the store");
+}
+
 #define STATS_KEY_LEN 14
 
 static void

@@ -164,6 +164,12 @@ typedef struct StoreCut
 extern StoreStatus store_scan_cut(StoreReader *reader, StoreBytes lo, StoreBytes hi, int64_t tau, size_t max_rows,
 								  size_t max_bytes, StoreCut *cut, StoreBuffer *batch, bool *more);
 
+/*
+ * Append keys that divide [lo, hi) into about equal parts, in order, each as
+ * its length (a byte; longer ones are cut) and its bytes: at most max.
+ */
+extern StoreStatus store_split(StoreReader *reader, StoreBytes lo, StoreBytes hi, size_t max, StoreBuffer *keys);
+
 /* Rows and bytes (keys and values) of relation ids, as of the newest state. */
 typedef struct StoreStats
 {

@@ -528,6 +528,9 @@ extern Tau	au_read_tau(RelId relid, CommandId curcid);
 /* Was anything ingested for this storage id in this transaction? */
 extern bool au_has_ingested(RelId relid);
 
+/* May parallel workers see what this transaction sees?  They read storage as of tau_start, and nothing else. */
+extern bool au_workers_see_all(void);
+
 /* Ingest what is buffered for an unpublished relation when it is much. */
 extern void au_flush_if_large(Relation rel);
 extern void au_flush_relation(Relation rel);
@@ -622,6 +625,7 @@ extern void au_read_range(Bytes lo, Bytes hi, bool backward, Tau tau,
 						  uint32 max_rows, uint32 max_bytes, StringInfo buf, bool *more);
 
 /* Read one key into buf (batch of one entry, or empty); true if found. */
+extern void au_read_split(Bytes lo, Bytes hi, uint32 max, StringInfo keys);
 extern bool au_read_range_cut(Bytes lo, Bytes hi, Tau tau, uint32 max_rows, uint32 max_bytes, uint32 prefix,
 							  StringInfo buf, bool *more, StringInfo last, uint32 *rows);
 extern bool au_read_key(Bytes key, Tau tau, StringInfo buf);
@@ -706,6 +710,7 @@ extern void au_page_wait(PageWord word, int64 seen, int ms);
 extern const uint8 *au_page_cluster(void);	/* 16 bytes */
 extern void au_page_snapshot(Tau *acked, int64 *ddl);	/* consistent pair */
 extern void au_page_set_slot(Tau tau_start);
+extern Tau	au_page_slot_of(int process);
 extern Tau	au_page_oldest_snapshot(void);	/* this backend's slot; 0 frees */
 extern uint64 au_next_insert_stamp(void);	/* hidden keys: strictly increasing */
 

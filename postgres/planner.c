@@ -3,8 +3,10 @@
  * planner.c
  *	  What planner and executor are told about our tables.
  *
- * Parallel plans are off: a worker has neither the write buffer nor the TIDs
- * of its leader, so it would see other rows.
+ * A parallel worker reads storage as of its leader's tau_start, but has neither
+ * the write buffer nor the TIDs of its leader.  So plans are parallel only while
+ * the transaction has written nothing, and if nobody asks for a TID; and a
+ * parallel plan that runs after a write runs without workers.
  *
  * TIDs name row versions only while the transaction remembers them.  Most
  * plans never look one up again and let them be forgotten; plans that modify
@@ -24,6 +26,7 @@
 
 #include "access/sysattr.h"
 #include "access/transam.h"
+#include "access/parallel.h"
 #include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "executor/executor.h"
@@ -122,8 +125,6 @@ plan(Query *parse, const char *query_string, int cursor_options, ParamListInfo p
 
 	if (au_enabled)
 	{
-		cursor_options &= ~CURSOR_OPT_PARALLEL_OK;
-
 		/* before the first record is applied even names mean nothing */
 		au_ddl_wait_applied(0);
 
@@ -137,6 +138,8 @@ plan(Query *parse, const char *query_string, int cursor_options, ParamListInfo p
 			flags |= PLAN_OF_CURSOR;
 		if (flags == 0 && !has_hidden_query((Node *) parse, NULL))
 			flags |= PLAN_WITHOUT_TIDS;
+		if (flags != PLAN_WITHOUT_TIDS || au_storage_driver != 0 || !au_workers_see_all())
+			cursor_options &= ~CURSOR_OPT_PARALLEL_OK;
 	}
 	if (prev_planner)
 		result = prev_planner(parse, query_string, cursor_options, params);
@@ -399,6 +402,19 @@ run(QueryDesc *query, ScanDirection direction, uint64 count)
 	bool		kept_inserted = au_tid_keep_inserted;
 	bool		unnamed = au_tid_unnamed;
 
+	if (query->plannedstmt->parallelModeNeeded && au_enabled && !IsParallelWorker())
+	{
+		if (au_workers_see_all())
+			(void) au_tau_start();	/* workers read as of it */
+		else
+		{
+			PlannedStmt *serial = palloc(sizeof(PlannedStmt));
+
+			*serial = *query->plannedstmt;
+			serial->parallelModeNeeded = false;
+			query->plannedstmt = serial;
+		}
+	}
 	au_tid_keep = needs_tids(query->plannedstmt);
 	au_tid_keep_inserted = needs_inserted_tids(query->plannedstmt);
 	au_tid_unnamed = !au_tid_keep && (query->plannedstmt->jitFlags & PLAN_WITHOUT_TIDS) != 0;

@@ -319,6 +319,31 @@ au_read_range_cut(Bytes lo, Bytes hi, Tau tau, uint32 max_rows, uint32 max_bytes
 	return true;
 }
 
+/*
+ * Append keys that divide [lo, hi) into about equal parts, as store_split()
+ * does; none with a driver that cannot tell.
+ */
+void
+au_read_split(Bytes lo, Bytes hi, uint32 max, StringInfo keys)
+{
+	StoreStatus status;
+
+	if (au_storage_driver != 0)
+		return;
+	do
+	{
+		StoreReader *r = attached();
+		StoreBuffer buffer;
+
+		into(&buffer, keys);
+		status = store_split(r, (StoreBytes) {lo.data, lo.len}, (StoreBytes) {hi.data, hi.len}, max, &buffer);
+		if (status == STORE_OK)
+			done(&buffer, keys);
+	} while (unlikely(au_page_read(PAGE_STORE) != opened));
+	if (status != STORE_OK)
+		report_store(status);
+}
+
 void
 au_read_range(Bytes lo, Bytes hi, bool backward, Tau tau,
 			  uint32 max_rows, uint32 max_bytes, StringInfo buf, bool *more)

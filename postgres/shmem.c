@@ -226,6 +226,14 @@ au_page_set_slot(Tau tau_start)
 	pg_memory_barrier();
 }
 
+/* The snapshot time of another process of this query processor, 0: none. */
+Tau
+au_page_slot_of(ProcNumber process)
+{
+	Assert(process >= 0 && process < PAGE_SLOT_COUNT);
+	return the_page()[PAGE_SLOTS + 2 * process];
+}
+
 /*
  * No transaction of this query processor reads as of an earlier time, but for
  * one that is taking its snapshot right now.  INT64_MAX: there is none.

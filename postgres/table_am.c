@@ -97,10 +97,25 @@ store_entry(Relation rel, const KeyEntry *entry, TupleTableSlot *slot)
 
 /* ------------------------------------------------------------------ scans */
 
+#define PARALLEL_PARTS 64
+#define PARALLEL_KEY_BYTES 2048
+
+/*
+ * A scan by several processes: each takes the next part of the table until
+ * there is none.  In shared memory, as what PostgreSQL puts behind it.
+ */
+typedef struct ParallelScan
+{
+	ParallelTableScanDescData base;
+	pg_atomic_uint32 next;
+	uint32		nparts;
+	uint8		keys[PARALLEL_KEY_BYTES];	/* where parts but the first begin: length (a byte) and bytes of each */
+} ParallelScan;
+
 typedef struct ScanDesc
 {
 	TableScanDescData base;
-	KeyScan    *scan;
+	KeyScan    *scan;			/* NULL: of no part yet, or no more */
 	bool		unnamed;		/* its rows need no TIDs */
 	ReadCounts	reads;			/* rescans included */
 	uint64		counted_bytes;	/* of them, in pg_statio */
@@ -124,12 +139,98 @@ relation_range(Relation rel, StringInfo lo, StringInfo hi)
 	au_key_append_relid(hi, au_relid(rel) + 1);
 }
 
+static Size
+parallelscan_estimate(Relation rel)
+{
+	return MAXALIGN(sizeof(ParallelScan));
+}
+
+static Size
+parallelscan_initialize(Relation rel, ParallelTableScanDesc pscan)
+{
+	ParallelScan *shared = (ParallelScan *) pscan;
+	StringInfoData lo,
+				hi,
+				keys;
+	int			used = 0;
+
+	shared->base.phs_locator = rel->rd_locator;
+	shared->base.phs_syncscan = false;
+	pg_atomic_init_u32(&shared->next, 0);
+	shared->nparts = 1;
+	relation_range(rel, &lo, &hi);
+	initStringInfo(&keys);
+	au_read_split(as_bytes(&lo), as_bytes(&hi), PARALLEL_PARTS - 1, &keys);
+	while (used < keys.len && used + 1 + (uint8) keys.data[used] <= PARALLEL_KEY_BYTES)
+	{
+		used += 1 + (uint8) keys.data[used];
+		shared->nparts++;
+	}
+	memcpy(shared->keys, keys.data, used);
+	pfree(lo.data);
+	pfree(hi.data);
+	pfree(keys.data);
+	return MAXALIGN(sizeof(ParallelScan));
+}
+
+static void
+parallelscan_reinitialize(Relation rel, ParallelTableScanDesc pscan)
+{
+	pg_atomic_write_u32(&((ParallelScan *) pscan)->next, 0);
+}
+
+/* Begin with the next part that nobody has taken; false: there is none. */
+static bool
+take_part(ScanDesc *scan)
+{
+	ParallelScan *shared = (ParallelScan *) scan->base.rs_parallel;
+	uint32		part = pg_atomic_fetch_add_u32(&shared->next, 1);
+	const uint8 *key = shared->keys;
+	StringInfoData lo,
+				hi;
+
+	if (part >= shared->nparts)
+	{
+		pg_atomic_fetch_sub_u32(&shared->next, 1);	/* it must not overflow */
+		return false;
+	}
+	relation_range(scan->base.rs_rd, &lo, &hi);
+	for (uint32 i = 1; i < part; i++)
+		key += 1 + key[0];
+	if (part > 0)
+	{
+		resetStringInfo(&lo);
+		appendBinaryStringInfo(&lo, key + 1, key[0]);
+		key += 1 + key[0];
+	}
+	if (part + 1 < shared->nparts)
+	{
+		resetStringInfo(&hi);
+		appendBinaryStringInfo(&hi, key + 1, key[0]);
+	}
+	scan->scan = au_key_scan_begin(as_bytes(&lo), as_bytes(&hi), au_snapshot_curcid(scan->base.rs_snapshot));
+	au_key_scan_count(scan->scan, &scan->reads);
+	pfree(lo.data);
+	pfree(hi.data);
+	return true;
+}
+
+static void
+end_scan(ScanDesc *scan)
+{
+	if (scan->scan)
+		au_key_scan_end(scan->scan);
+	scan->scan = NULL;
+}
+
 static void
 start_scan(ScanDesc *scan)
 {
 	StringInfoData lo,
 				hi;
 
+	if (scan->base.rs_parallel)
+		return;					/* see take_part() */
 	relation_range(scan->base.rs_rd, &lo, &hi);
 	au_note_read_range(as_bytes(&lo), as_bytes(&hi));
 	scan->scan = au_key_scan_begin(as_bytes(&lo), as_bytes(&hi), au_snapshot_curcid(scan->base.rs_snapshot));
@@ -164,7 +265,7 @@ scan_end(TableScanDesc sscan)
 	ScanDesc   *scan = (ScanDesc *) sscan;
 
 	au_count_pages(sscan->rs_rd, &scan->reads, &scan->counted_bytes);
-	au_key_scan_end(scan->scan);
+	end_scan(scan);
 	RelationDecrementReferenceCount(sscan->rs_rd);
 	if (sscan->rs_flags & SO_TEMP_SNAPSHOT)
 		UnregisterSnapshot(sscan->rs_snapshot);
@@ -177,7 +278,7 @@ scan_rescan(TableScanDesc sscan, struct ScanKeyData *key, bool set_params,
 {
 	ScanDesc   *scan = (ScanDesc *) sscan;
 
-	au_key_scan_end(scan->scan);
+	end_scan(scan);
 	start_scan(scan);
 	scan->sample_block = scan->sample_position = 0;
 	scan->sample_offset = InvalidOffsetNumber;
@@ -187,10 +288,10 @@ scan_rescan(TableScanDesc sscan, struct ScanKeyData *key, bool set_params,
 		pgstat_count_heap_scan(sscan->rs_rd);
 }
 
-static bool
-scan_getnextslot(TableScanDesc sscan, ScanDirection direction, TupleTableSlot *slot)
+/* The next row of a table, or of a part of it. */
+static inline bool
+next_row(ScanDesc *scan, ScanDirection direction, TupleTableSlot *slot)
 {
-	ScanDesc   *scan = (ScanDesc *) sscan;
 	KeyEntry	entry;
 	bool		in_place = scan->unnamed && au_wb_is_empty() && ScanDirectionIsForward(direction) &&
 		!au_key_scan_backward(scan->scan);
@@ -198,10 +299,7 @@ scan_getnextslot(TableScanDesc sscan, ScanDirection direction, TupleTableSlot *s
 	if (in_place && slot->tts_ops == &TTSOpsAustralis)
 		au_key_scan_cut(scan->scan, ((AustralisTupleTableSlot *) slot)->read_bytes);
 	if (!(in_place ? au_key_scan_next_stored(scan->scan, &entry) : au_key_scan_next(scan->scan, direction, &entry)))
-	{
-		ExecClearTuple(slot);
 		return false;
-	}
 	if (in_place)
 	{
 		if (entry.value.data == NULL)
@@ -211,9 +309,30 @@ scan_getnextslot(TableScanDesc sscan, ScanDirection direction, TupleTableSlot *s
 		ItemPointerSetInvalid(&slot->tts_tid);
 	}
 	else
-		store_entry(sscan->rs_rd, &entry, slot);
-	pgstat_count_heap_getnext(sscan->rs_rd);
+		store_entry(scan->base.rs_rd, &entry, slot);
+	pgstat_count_heap_getnext(scan->base.rs_rd);
 	return true;
+}
+
+static bool
+scan_getnextslot(TableScanDesc sscan, ScanDirection direction, TupleTableSlot *slot)
+{
+	ScanDesc   *scan = (ScanDesc *) sscan;
+
+	if (likely(scan->scan != NULL) && next_row(scan, direction, slot))
+		return true;
+	if (sscan->rs_parallel)
+	{
+		end_scan(scan);
+		while (take_part(scan))
+		{
+			if (next_row(scan, direction, slot))
+				return true;
+			end_scan(scan);
+		}
+	}
+	ExecClearTuple(slot);
+	return false;
 }
 
 /*
@@ -1302,9 +1421,9 @@ static const TableAmRoutine table_methods = {
 	.scan_rescan = scan_rescan,
 	.scan_getnextslot = scan_getnextslot,
 
-	.parallelscan_estimate = table_block_parallelscan_estimate,
-	.parallelscan_initialize = table_block_parallelscan_initialize,
-	.parallelscan_reinitialize = table_block_parallelscan_reinitialize,
+	.parallelscan_estimate = parallelscan_estimate,
+	.parallelscan_initialize = parallelscan_initialize,
+	.parallelscan_reinitialize = parallelscan_reinitialize,
 
 	.index_fetch_begin = index_fetch_begin,
 	.index_fetch_reset = index_fetch_reset,

@@ -26,6 +26,7 @@
 
 #include "access/genam.h"
 #include "access/twophase.h"
+#include "access/parallel.h"
 #include "access/xact.h"
 #include "catalog/pg_database.h"
 #include "catalog/storage.h"
@@ -39,6 +40,7 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lock.h"
+#include "storage/proc.h"
 #include "storage/lmgr.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
@@ -167,6 +169,16 @@ au_transaction_serial(void)
 Tau
 au_tau_start(void)
 {
+	if (tau_start == 0 && IsParallelWorker())
+	{
+		/* the leader waits for us; so storage keeps what both read */
+		Tau			of_leader = au_page_slot_of(GetNumberFromPGProc(MyProc->lockGroupLeader));
+
+		if (of_leader == 0)
+			elog(ERROR, "the leader of this parallel worker has no snapshot time");
+		au_page_set_slot(of_leader);
+		tau_start = of_leader;
+	}
 	if (tau_start == 0)
 	{
 		Tau			acked;
@@ -233,6 +245,16 @@ au_xmin(void)
 	uint32		x = hash_bytes(au_txid(), 16);
 
 	return x < FirstNormalTransactionId ? x + FirstNormalTransactionId : x;
+}
+
+/*
+ * Nothing of this transaction is anywhere but in storage as of tau_start; and
+ * what is read need not be noted, since workers could not.
+ */
+bool
+au_workers_see_all(void)
+{
+	return au_wb_is_empty() && ingested_relids == NIL && XactIsoLevel != XACT_SERIALIZABLE;
 }
 
 /* ------------------------------------------------------------------ notes */
@@ -1407,6 +1429,8 @@ xact_callback(XactEvent event, void *arg)
 			end_transaction();
 			break;
 		case XACT_EVENT_PREPARE:
+		case XACT_EVENT_PARALLEL_COMMIT:
+		case XACT_EVENT_PARALLEL_ABORT:
 			end_transaction();
 			break;
 		default:

@@ -43,10 +43,11 @@ DISPOSABLE: Mapping[str, str | int | float | bool] = {
 # Only catalogs and temporary tables live in local storage: small caches, one gentle vacuum worker.
 SMALL: Mapping[str, str | int | float | bool] = {
     "shared_buffers": "32MB",
-    "max_parallel_workers": 0,
-    "max_parallel_workers_per_gather": 0,
+    # half of the workers: the others apply catalog changes
+    "max_parallel_workers": 4,
     "max_parallel_maintenance_workers": 0,
     "max_worker_processes": 8,
+    "min_dynamic_shared_memory": "4MB",  # for parallel queries, sparing them files
     "max_logical_replication_workers": 0,
     "io_method": "sync",
     "jit": False,
