@@ -34,6 +34,29 @@
 #define AHEAD 8					/* nodes */
 #define LINE 64					/* bytes of a cache line: the value begins in the second one, if not in the first */
 
+/* The page that comes after this one, which may lie anywhere. */
+static inline void
+prefetch_next(const MDB_cursor *cursor)
+{
+	const MDB_env *env = cursor->mc_txn->mt_env;
+	unsigned	top = cursor->mc_top;
+
+	if (top > 0 && cursor->mc_ki[top - 1] + 1u < NUMKEYS(cursor->mc_pg[top - 1]))
+	{
+		pgno_t		number = NODEPGNO(NODEPTR(cursor->mc_pg[top - 1], cursor->mc_ki[top - 1] + 1));
+
+		if (number < cursor->mc_txn->mt_next_pgno)
+		{
+			const char *next = env->me_map + env->me_psize * number;
+
+			__builtin_prefetch(next);
+			__builtin_prefetch(next + LINE);
+			__builtin_prefetch(next + env->me_psize - LINE);
+			__builtin_prefetch(next + env->me_psize - 2 * LINE);
+		}
+	}
+}
+
 size_t
 leaf_rest(MDB_cursor *cursor, LeafNode *nodes, size_t max)
 {
@@ -50,6 +73,7 @@ leaf_rest(MDB_cursor *cursor, LeafNode *nodes, size_t max)
 		return 0;
 	end = page + cursor->mc_txn->mt_env->me_psize;
 	last = NUMKEYS(page);
+	prefetch_next(cursor);
 	for (index = cursor->mc_ki[cursor->mc_top] + 1; index < last && n < max; index++)
 	{
 		const MDB_node *node = NODEPTR(page, index);

@@ -1103,25 +1103,29 @@ typedef struct Scan
 	StoreStatus status;
 } Scan;
 
-/* Take a version into the batch if it is to be seen; false: the scan ends. */
+/* Is the key beyond the end of a scan? */
 static inline bool
-scan_take(Scan *scan, const uint8_t *key, size_t key_len, const MDB_val *data)
+scan_beyond(const Scan *scan, const uint8_t *key, size_t key_len)
+{
+	if (scan->backward)
+		return compare(key, key_len, scan->lo.data, scan->lo.len) < 0;
+	if (scan->hi.len == 8 && key_len >= 8)
+		return load_be64(key) >= scan->hi_prefix;
+	return scan->hi.len > 0 && compare(key, key_len, scan->hi.data, scan->hi.len) >= 0;
+}
+
+/*
+ * Take a version into the batch if it is to be seen; false: the scan ends.
+ * inside: the key is known not to be beyond the end.
+ */
+static inline bool
+scan_take(Scan *scan, const uint8_t *key, size_t key_len, const MDB_val *data, bool inside)
 {
 	Version		version;
 	size_t		taken_len;
 	bool		found;
 
-	if (scan->backward)
-	{
-		if (compare(key, key_len, scan->lo.data, scan->lo.len) < 0)
-			return false;
-	}
-	else if (scan->hi.len == 8 && key_len >= 8)
-	{
-		if (load_be64(key) >= scan->hi_prefix)
-			return false;
-	}
-	else if (scan->hi.len > 0 && compare(key, key_len, scan->hi.data, scan->hi.len) >= 0)
+	if (!inside && scan_beyond(scan, key, key_len))
 		return false;
 	if (scan->rows >= scan->max_rows)
 	{
@@ -1173,6 +1177,36 @@ scan_take(Scan *scan, const uint8_t *key, size_t key_len, const MDB_val *data)
 	return scan->status == STORE_OK;
 }
 
+/*
+ * Count nodes that are inside the range while they are what a count meets
+ * nearly always, versions not above tau; returns how many it went over.
+ */
+static inline size_t
+scan_count(Scan *scan, const LeafNode *nodes, size_t n)
+{
+	size_t		i;
+	size_t		rows = 0;
+	size_t		left = scan->max_rows - scan->rows;
+
+	for (i = 0; i < n; i++)
+	{
+		Version		version;
+
+		if (!parse_version(&nodes[i].data, &version) || version.tau > scan->tau || rows == left)
+			break;
+		rows += version.flags == FLAG_VALUE;
+	}
+	/* a key to go on from; that it may be a deleted one does no harm */
+	if (rows > 0)
+	{
+		if (nodes[i - 1].key_len > STORE_MAX_KEY)
+			return 0;
+		scan->last = (StoreBytes) {nodes[i - 1].key, nodes[i - 1].key_len};
+		scan->rows += rows;
+	}
+	return i;
+}
+
 /* Go over the range; returns LMDB's last code. */
 static int
 scan_range(Scan *scan, MDB_cursor *cursor)
@@ -1204,17 +1238,23 @@ scan_range(Scan *scan, MDB_cursor *cursor)
 	{
 		size_t		n;
 
-		if (!scan_take(scan, k.mv_data, k.mv_size, &v))
+		if (!scan_take(scan, k.mv_data, k.mv_size, &v, false))
 			break;
 		if (scan->backward)
 			continue;
 		/* what follows on the same page, without a call for each */
 		n = scan->max_rows - scan->rows;
 		n = leaf_rest(cursor, nodes, n < LEAF_NODES ? n : LEAF_NODES);
-		for (size_t i = 0; i < n; i++)
+		if (n > 0)
 		{
-			if (!scan_take(scan, nodes[i].key, nodes[i].key_len, &nodes[i].data))
-				return 0;
+			bool		inside = !scan_beyond(scan, nodes[n - 1].key, nodes[n - 1].key_len);
+			size_t		i = inside && scan->cut && scan->cut->prefix == 0 ? scan_count(scan, nodes, n) : 0;
+
+			for (; i < n; i++)
+			{
+				if (!scan_take(scan, nodes[i].key, nodes[i].key_len, &nodes[i].data, inside))
+					return 0;
+			}
 		}
 	}
 	return rc;

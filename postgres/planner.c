@@ -358,6 +358,9 @@ start(QueryDesc *query, int eflags)
 		prev_start(query, eflags);
 	else
 		standard_ExecutorStart(query, eflags);
+	/* a worker's scans begin before its executor runs */
+	if (IsParallelWorker())
+		au_tid_unnamed = (query->plannedstmt->jitFlags & PLAN_WITHOUT_TIDS) != 0;
 	if (query->plannedstmt->jitFlags & PLAN_WITHOUT_TIDS)
 		(void) note_reads(query->planstate, NULL);
 	if (query->snapshot && query->snapshot->snapshot_type == SNAPSHOT_MVCC && !(eflags & EXEC_FLAG_EXPLAIN_ONLY))
