@@ -85,7 +85,9 @@ class SharedPage:
 
     def oldest_slot(self) -> int | None:
         """Return the oldest tau_start in use by a living process; None if there is none."""
-        words = self._words[Word.SLOTS : Word.SLOTS + 2 * SLOTS].tolist()
+        used = len(self._words[Word.SLOTS : Word.SLOTS + 2 * SLOTS].tobytes().rstrip(b"\0"))  # few have ever been
+        pairs = (used + 15) // 16
+        words = self._words[Word.SLOTS : Word.SLOTS + 2 * pairs].tolist()
         oldest: int | None = None
         for tau, pid in zip(words[::2], words[1::2], strict=True):
             if tau > 0 and (oldest is None or tau < oldest) and process_lives(pid):

@@ -135,7 +135,7 @@ REASONS = (
         "by design: REFRESH CONCURRENTLY runs as REFRESH", actual=r"cannot refresh materialized view .*sro_index_mv"
     ),
     Reason("by design: CLUSTER copies without evaluating indexes", echo=r"CLUSTER test_maint", expected=r"NOTICE"),
-    Reason("by design: parallel query is off", echo=r"SELECT balk\("),
+    Reason("by design: index scans use one process", echo=r"SELECT balk\("),
     Reason("by design: ctid is no place, (0,1) names nothing", echo=r"current_check_(2|cursor)"),
     Reason("follow-up: exclusion constraint refused", echo=r"twoconstraints|deferred_excl|concur_reindex_tab3"),
     Reason("follow-up: exclusion constraint refused", expected=r"EXCLUDE USING"),
@@ -163,7 +163,7 @@ REASONS = (
     Reason("by design: ctid is no place, (0,1) names nothing", "tid tidscan tidrangescan"),
     Reason("by design: no bitmap scans", "amutils"),
     Reason("by design: both btrees have the operators", "opr_sanity", actual=r"^\s*9403 \|"),
-    Reason("by design: parallel query is off", "select_parallel"),
+    Reason("by design: index scans use one process", "select_parallel"),
     Reason("row order: an updated row stays where its key is", "psql", echo=r"^Susie$|psql_comics|reload_output"),
     Reason("row order: an updated row stays where its key is", "psql", actual=r"^Hobbes$"),
     Reason("follow-up: logical replication refused", "subscription publication"),
@@ -271,7 +271,7 @@ def kind_of(echo: tuple[str, ...], expected: tuple[str, ...], actual: tuple[str,
 def _plan_kind(gone: str, new: str) -> str:
     """Why a plan has another shape."""
     if _PARALLEL(gone):
-        return "plan: parallel query is off"
+        return "plan: index scans use one process"
     if _BITMAP(gone):
         return "plan: no bitmap scans"
     if _TID_SCAN(gone) or _TID_SCAN(new):

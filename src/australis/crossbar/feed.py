@@ -47,6 +47,7 @@ class RecentRecords:
         """`base`: sequence of the record before the first one that will be added."""
         self.base = base
         self._limit = limit
+        self._slack = limit // 16  # shrinking a little for every record would cost more than the memory is worth
         self._sequences: list[int] = []
         self._records: list[Framed] = []
         self._first = 0  # index of the oldest one that is kept; the lists are compacted now and then
@@ -57,7 +58,7 @@ class RecentRecords:
         self._sequences.append(record.sequence)
         self._records.append(record)
         self.size += record.size
-        if self.size > self._limit:
+        if self.size > self._limit + self._slack:
             self._shrink(durable)
 
     def _shrink(self, durable: int) -> None:

@@ -61,6 +61,7 @@ GARBAGE_PATIENCE = 600 * horizons.SECOND
 """How long behind its horizon deleted tables may take space while commits come in; then they are as urgent as those."""
 
 COLLECT_BUSY_SECONDS = 0.01
+COLLECT_BESIDE_SECONDS = 0.05  # what is left of deleted tables, while commits come in
 COLLECT_IDLE_SECONDS = 1.0
 FULL_RETRY_SECONDS = 0.5
 RECONNECT_SECONDS = (0.01, 0.02, 0.05, 0.1)
@@ -433,8 +434,7 @@ class Applier:
         """What has to be done now and then; every call is bounded."""
         now = time.monotonic()
         if now >= self._next_collect:
-            busy = self._collect()
-            self._next_collect = time.monotonic() + (COLLECT_BUSY_SECONDS if busy else COLLECT_IDLE_SECONDS)
+            self._next_collect = time.monotonic() + self._collect()
         if now >= self._next_report:
             self._next_report = now + REPORT_SECONDS
             self._report(feed)
@@ -450,8 +450,8 @@ class Applier:
                 raise _RebuiltError
             self._maybe_snapshot(now)
 
-    def _collect(self) -> bool:
-        """Raise the horizon, remove a slice of what is below it; True if there is more."""
+    def _collect(self) -> float:
+        """Raise the horizon, remove a slice of what is below it; seconds until the next one."""
         store, page, settings = self._require(), self._page, self._settings
         wanted = horizons.horizon(
             self._clock.now()[0],
@@ -464,14 +464,17 @@ class Applier:
         page.store(Word.HORIZON, wanted)  # before anything is removed
         try:
             busy = store.collect(wanted, COLLECT_ENTRIES) >= COLLECT_ENTRIES
-            busy = self._garbage.collect(wanted, self._garbage_entries(wanted)) or busy
+            beside = self._garbage_entries(wanted)
+            left = self._garbage.collect(wanted, beside)
         except FullError:
-            return False  # deleting needs space too; applying will say that the disk is full
+            return COLLECT_IDLE_SECONDS  # deleting needs space too; applying will say that the disk is full
         except DamagedError as error:
             self._rebuild(str(error))
             raise _RebuiltError from None
         self.garbage = len(self._garbage)
-        return busy
+        if busy or (left and beside == COLLECT_ENTRIES):
+            return COLLECT_BUSY_SECONDS
+        return COLLECT_BESIDE_SECONDS if left else COLLECT_IDLE_SECONDS
 
     def _garbage_entries(self, horizon: int) -> int:
         """How much of deleted tables to remove now: a little while commits are applied (they wait meanwhile)."""

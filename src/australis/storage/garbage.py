@@ -18,6 +18,7 @@ from australis.storage.store import Store
 
 META = "garbage"
 FIRST_USER_RELATION = 1 << 32
+_DROPS = int(RecordFlag.DROPS)  # an operator of the enumeration is a call
 _PURGE_ENTRIES = 10_000
 
 
@@ -51,7 +52,7 @@ class Garbage:
             writes = record.kind in (Kind.TRANSACTION, Kind.INGEST)
             if due and writes and not due.keys().isdisjoint(relations_of(record.body)):
                 return index
-            if record.kind == Kind.DROP or record.flags & RecordFlag.DROPS:
+            if record.kind == Kind.DROP or record.flags & _DROPS:
                 if index:
                     return index
                 return 1 if len(records) > 1 else None
@@ -75,7 +76,7 @@ class Garbage:
         for record in records:
             kind = record.kind
             if kind == Kind.TRANSACTION:
-                if record.flags & RecordFlag.DROPS:
+                if record.flags & _DROPS:
                     commit = client_decoder.decode(record.body)
                     assert isinstance(commit, Commit)
                     self._add(commit.drops, record.tau, record.tau)
