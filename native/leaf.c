@@ -101,6 +101,73 @@ leaf_rest(MDB_cursor *cursor, LeafNode *nodes, size_t max)
 	return n;
 }
 
+static inline bool
+on_leaf(const MDB_cursor *cursor)
+{
+	const MDB_page *page = cursor->mc_pg[cursor->mc_top];
+
+	return (cursor->mc_flags & (C_INITIALIZED | C_EOF | C_DEL)) == C_INITIALIZED && IS_LEAF(page) && !IS_LEAF2(page);
+}
+
+/* A plain node within its page, or false. */
+static inline bool
+plain_node(const MDB_node *node, const char *end, LeafNode *out)
+{
+	if ((const char *) node + NODESIZE > end || node->mn_flags != 0)
+		return false;
+	out->key = NODEKEY(node);
+	out->key_len = NODEKSZ(node);
+	out->data.mv_size = NODEDSZ(node);
+	out->data.mv_data = NODEDATA(node);
+	return (const char *) out->data.mv_data + out->data.mv_size <= end;
+}
+
+bool
+leaf_last(MDB_cursor *cursor, LeafNode *node)
+{
+	const MDB_page *page = cursor->mc_pg[cursor->mc_top];
+
+	return on_leaf(cursor) && NUMKEYS(page) > 0 &&
+		plain_node(NODEPTR(page, NUMKEYS(page) - 1), (const char *) page + cursor->mc_txn->mt_env->me_psize, node);
+}
+
+size_t
+leaf_count(MDB_cursor *cursor, int64_t tau, uint8_t counted, uint8_t most, size_t max, LeafNode *last)
+{
+	const MDB_page *page = cursor->mc_pg[cursor->mc_top];
+	const char *end = (const char *) page + cursor->mc_txn->mt_env->me_psize;
+	unsigned	keys;
+	unsigned	index;
+	size_t		n = 0;
+
+	if (!on_leaf(cursor))
+		return 0;
+	prefetch_next(cursor);
+	keys = NUMKEYS(page);
+	for (index = cursor->mc_ki[cursor->mc_top] + 1u; index < keys && n < max; index++)
+	{
+		LeafNode	node;
+		int64_t		time;
+		const uint8_t *value;
+
+		if (index + AHEAD < keys)
+			__builtin_prefetch((const char *) NODEPTR(page, index + AHEAD));
+		if (!plain_node(NODEPTR(page, index), end, &node) || node.data.mv_size <= sizeof(time))
+			break;
+		value = node.data.mv_data;
+		memcpy(&time, value, sizeof(time));
+		if (time > tau || value[sizeof(time)] > most)
+			break;
+		if (value[sizeof(time)] == counted)
+		{
+			*last = node;
+			n++;
+		}
+	}
+	cursor->mc_ki[cursor->mc_top] = (indx_t) (index - 1);
+	return n;
+}
+
 #define SPLIT_PAGES 1024		/* branch pages of one level that are looked at */
 #define SPLIT_KEYS 32768
 

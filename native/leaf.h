@@ -8,6 +8,7 @@
 #ifndef LEAF_H
 #define LEAF_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -29,6 +30,17 @@ typedef struct LeafNode
  * transaction.
  */
 extern size_t leaf_rest(MDB_cursor *cursor, LeafNode *nodes, size_t max);
+
+/* The last node of the cursor's page; false: it is none that leaf_rest() knows. */
+extern bool leaf_last(MDB_cursor *cursor, LeafNode *node);
+
+/*
+ * As leaf_rest(), but only count: values that begin with a little-endian time
+ * not above tau and a byte `counted`.  Stops in front of a node that is later
+ * than tau or whose byte is above `most`, and when max are counted; *last is
+ * the last node that was counted, if any was.
+ */
+extern size_t leaf_count(MDB_cursor *cursor, int64_t tau, uint8_t counted, uint8_t most, size_t max, LeafNode *last);
 
 /*
  * Keys strictly between lo and hi (empty: no end), in order, that divide what

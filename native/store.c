@@ -1178,33 +1178,30 @@ scan_take(Scan *scan, const uint8_t *key, size_t key_len, const MDB_val *data, b
 }
 
 /*
- * Count nodes that are inside the range while they are what a count meets
- * nearly always, versions not above tau; returns how many it went over.
+ * Count what follows on the cursor's page, if all of it is inside the range;
+ * what is later than tau, or damaged, is left to scan_take().  false: the scan
+ * ends with an error.
  */
-static inline size_t
-scan_count(Scan *scan, const LeafNode *nodes, size_t n)
+static inline bool
+scan_count(Scan *scan, MDB_cursor *cursor)
 {
-	size_t		i;
-	size_t		rows = 0;
-	size_t		left = scan->max_rows - scan->rows;
+	LeafNode	last;
+	size_t		n;
 
-	for (i = 0; i < n; i++)
+	if (!leaf_last(cursor, &last) || scan_beyond(scan, last.key, last.key_len))
+		return true;
+	n = leaf_count(cursor, scan->tau, FLAG_VALUE, FLAG_NONE, scan->max_rows - scan->rows, &last);
+	if (n > 0)
 	{
-		Version		version;
-
-		if (!parse_version(&nodes[i].data, &version) || version.tau > scan->tau || rows == left)
-			break;
-		rows += version.flags == FLAG_VALUE;
+		if (last.key_len > STORE_MAX_KEY)
+		{
+			scan->status = bad_version();
+			return false;
+		}
+		scan->last = (StoreBytes) {last.key, last.key_len};
+		scan->rows += n;
 	}
-	/* a key to go on from; that it may be a deleted one does no harm */
-	if (rows > 0)
-	{
-		if (nodes[i - 1].key_len > STORE_MAX_KEY)
-			return 0;
-		scan->last = (StoreBytes) {nodes[i - 1].key, nodes[i - 1].key_len};
-		scan->rows += rows;
-	}
-	return i;
+	return true;
 }
 
 /* Go over the range; returns LMDB's last code. */
@@ -1243,14 +1240,19 @@ scan_range(Scan *scan, MDB_cursor *cursor)
 		if (scan->backward)
 			continue;
 		/* what follows on the same page, without a call for each */
+		if (scan->cut && scan->cut->prefix == 0)
+		{
+			if (!scan_count(scan, cursor))
+				return 0;
+			continue;
+		}
 		n = scan->max_rows - scan->rows;
 		n = leaf_rest(cursor, nodes, n < LEAF_NODES ? n : LEAF_NODES);
 		if (n > 0)
 		{
 			bool		inside = !scan_beyond(scan, nodes[n - 1].key, nodes[n - 1].key_len);
-			size_t		i = inside && scan->cut && scan->cut->prefix == 0 ? scan_count(scan, nodes, n) : 0;
 
-			for (; i < n; i++)
+			for (size_t i = 0; i < n; i++)
 			{
 				if (!scan_take(scan, nodes[i].key, nodes[i].key_len, &nodes[i].data, inside))
 					return 0;
