@@ -151,7 +151,12 @@ leaf_count(MDB_cursor *cursor, int64_t tau, uint8_t counted, uint8_t most, size_
 		const uint8_t *value;
 
 		if (index + AHEAD < keys)
-			__builtin_prefetch((const char *) NODEPTR(page, index + AHEAD));
+		{
+			const char *ahead = (const char *) NODEPTR(page, index + AHEAD);
+
+			__builtin_prefetch(ahead);
+			__builtin_prefetch(ahead + LINE / 2);	/* where the value begins, of short keys */
+		}
 		if (!plain_node(NODEPTR(page, index), end, &node) || node.data.mv_size <= sizeof(time))
 			break;
 		value = node.data.mv_data;

@@ -361,6 +361,7 @@ extern bool au_key_scan_next_stored(KeyScan *scan, KeyEntry *entry);
  * Of the rows that au_key_scan_next_stored() gives only so many bytes matter; with
  * 0 an entry's value may be NULL.
  */
+extern bool au_key_scan_next_bare(KeyScan *scan);
 extern void au_key_scan_cut(KeyScan *scan, uint32 prefix);
 extern bool au_key_scan_backward(const KeyScan *scan);
 

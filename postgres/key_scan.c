@@ -339,6 +339,21 @@ au_key_scan_next_stored(KeyScan *s, KeyEntry *entry)
 	return true;
 }
 
+/*
+ * Go over one more row of which only is known that it is there, as the one
+ * before it; false: ask au_key_scan_next_stored().
+ */
+bool
+au_key_scan_next_bare(KeyScan *s)
+{
+	if (s->bare_rows == 0 || !s->have_batch || s->ended || s->backward || !au_wb_is_empty())
+		return false;
+	s->bare_rows--;
+	s->taken++;
+	s->counts->rows++;
+	return true;
+}
+
 void
 au_key_scan_cut(KeyScan *s, uint32 prefix)
 {

@@ -117,6 +117,7 @@ typedef struct ScanDesc
 	TableScanDescData base;
 	KeyScan    *scan;			/* NULL: of no part yet, or no more */
 	bool		unnamed;		/* its rows need no TIDs */
+	TupleTableSlot *blank;		/* holds the last row, of which only is known that it is there */
 	ReadCounts	reads;			/* rescans included */
 	uint64		counted_bytes;	/* of them, in pg_statio */
 	/* ANALYZE */
@@ -221,6 +222,7 @@ end_scan(ScanDesc *scan)
 	if (scan->scan)
 		au_key_scan_end(scan->scan);
 	scan->scan = NULL;
+	scan->blank = NULL;
 }
 
 static void
@@ -303,7 +305,10 @@ next_row(ScanDesc *scan, ScanDirection direction, TupleTableSlot *slot)
 	if (in_place)
 	{
 		if (entry.value.data == NULL)
+		{
 			au_row_store_blank(slot);
+			scan->blank = slot;
+		}
 		else
 			au_row_store_in_place(entry.value, slot);
 		ItemPointerSetInvalid(&slot->tts_tid);
@@ -319,6 +324,13 @@ scan_getnextslot(TableScanDesc sscan, ScanDirection direction, TupleTableSlot *s
 {
 	ScanDesc   *scan = (ScanDesc *) sscan;
 
+	if (scan->blank == slot && !TTS_EMPTY(slot) && ScanDirectionIsForward(direction) &&
+		au_key_scan_next_bare(scan->scan))
+	{
+		pgstat_count_heap_getnext(sscan->rs_rd);
+		return true;
+	}
+	scan->blank = NULL;
 	if (likely(scan->scan != NULL) && next_row(scan, direction, slot))
 		return true;
 	if (sscan->rs_parallel)
