@@ -24,9 +24,9 @@
  */
 #include "australis.h"
 
+#include "access/parallel.h"
 #include "access/sysattr.h"
 #include "access/transam.h"
-#include "access/parallel.h"
 #include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "executor/executor.h"
@@ -411,7 +411,7 @@ run(QueryDesc *query, ScanDirection direction, uint64 count)
 			(void) au_tau_start();	/* workers read as of it */
 		else
 		{
-			PlannedStmt *serial = palloc(sizeof(PlannedStmt));
+			PlannedStmt *serial = MemoryContextAlloc(query->estate->es_query_cxt, sizeof(PlannedStmt));
 
 			*serial = *query->plannedstmt;
 			serial->parallelModeNeeded = false;

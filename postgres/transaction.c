@@ -25,8 +25,8 @@
 #include <time.h>
 
 #include "access/genam.h"
-#include "access/twophase.h"
 #include "access/parallel.h"
+#include "access/twophase.h"
 #include "access/xact.h"
 #include "catalog/pg_database.h"
 #include "catalog/storage.h"
@@ -40,8 +40,8 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lock.h"
-#include "storage/proc.h"
 #include "storage/lmgr.h"
+#include "storage/proc.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
