@@ -220,6 +220,7 @@ class Applier:
         """Throw the store away and start from the newest snapshot."""
         log.warning("storage.rebuilding", reason=reason)
         self._close(clean=False)
+        self._damage = None  # it was of the store that is no more
         self.state = "restoring"
         try:
             (self._directory.storage / DATA_FILE).unlink(missing_ok=True)

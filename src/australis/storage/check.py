@@ -98,8 +98,13 @@ def check_storage(directory: ClusterDirectory) -> StorageReport:
     else:
         note = "there is no store; it will be rebuilt at the next start"
     newest = _Newest(store.applied if store is not None else 0)
-    saved = store.meta("position") if store is not None else None
-    reached = Position.unpack(saved).sequence if saved else 0
+    reached = 0
+    if store is not None:
+        try:
+            saved = store.meta("position")
+        except StoreError:  # comparing it with the journal says what is wrong
+            saved = None
+        reached = Position.unpack(saved).sequence if saved else 0
     report = StorageReport(check_journal(directory.journal, directory.cluster, newest.add))
     report.problems += report.journal.problems
     if note:
