@@ -440,6 +440,15 @@ extern void au_layout_follow(Relation heap, Relation index);
 
 /* rekey.c: rewrite relid (and its partitions) by a primary key just added */
 extern void au_rekey_if_needed(Oid relid);
+typedef struct RekeyNotes
+{
+	LocalTransactionId lxid;
+	List	   *lost_column;	/* relations */
+	List	   *new_indexes;
+} RekeyNotes;
+
+extern RekeyNotes au_rekey_begin_statement(void);
+extern void au_rekey_end_statement(RekeyNotes outer);
 extern void au_rekey_note_dropped_column(Oid relid);
 extern void au_rekey_note_new_index(Oid index);
 extern void au_rekey_after_statement(Node *stmt);

@@ -60,14 +60,8 @@
 #define CHUNK_ENTRIES	65536
 #define BYTEA_LESS_OPERATOR 1957	/* bytea < bytea, C order */
 
-/* What the statement that runs has done so far. */
-static struct
-{
-	LocalTransactionId lxid;
-	SubTransactionId subid;
-	List	   *lost_column;	/* relations */
-	List	   *new_indexes;
-}			noted;
+/* What the statement that runs has done so far; statements nest. */
+static RekeyNotes noted;
 
 /*
  * The sort compares by a row's first 8 bytes where it can, so what all keys
@@ -358,14 +352,20 @@ collect_tables_keyed_by(Oid type, List **tables, List **seen)
 	table_close(depend, AccessShareLock);
 }
 
-/* Forget what was noted in a transaction or subtransaction that is no more. */
-static void
-forget_ended(void)
+/* A statement begins; the caller puts back what this returns when it has ended, by an error too. */
+RekeyNotes
+au_rekey_begin_statement(void)
 {
-	if (noted.lxid != MyProc->vxid.lxid || !SubTransactionIsActive(noted.subid))
-		noted.lost_column = noted.new_indexes = NIL;
-	noted.lxid = MyProc->vxid.lxid;
-	noted.subid = GetCurrentSubTransactionId();
+	RekeyNotes	outer = noted;
+
+	noted = (RekeyNotes) {0};
+	return outer;
+}
+
+void
+au_rekey_end_statement(RekeyNotes outer)
+{
+	noted = outer;
 }
 
 static List *
@@ -373,6 +373,11 @@ note(List *list, Oid oid)
 {
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
 
+	if (noted.lxid != MyProc->vxid.lxid)
+	{
+		noted = (RekeyNotes) {.lxid = MyProc->vxid.lxid};
+		list = NIL;
+	}
 	list = list_append_unique_oid(list, oid);
 	MemoryContextSwitchTo(old);
 	return list;
@@ -385,7 +390,6 @@ note(List *list, Oid oid)
 void
 au_rekey_note_dropped_column(Oid relid)
 {
-	forget_ended();
 	noted.lost_column = note(noted.lost_column, relid);
 }
 
@@ -393,7 +397,6 @@ au_rekey_note_dropped_column(Oid relid)
 void
 au_rekey_note_new_index(Oid index)
 {
-	forget_ended();
 	noted.new_indexes = note(noted.new_indexes, index);
 }
 
@@ -423,15 +426,11 @@ au_rekey_after_statement(Node *stmt)
 {
 	List	   *tables = NIL;
 	List	   *seen = NIL;
-	List	   *lost_column;
-	List	   *new_indexes;
 
-	forget_ended();
-	lost_column = noted.lost_column;
-	new_indexes = noted.new_indexes;
-	noted.lost_column = noted.new_indexes = NIL;
-	follow_indexes(new_indexes);
-	foreach_oid(oid, lost_column)
+	if (noted.lxid != MyProc->vxid.lxid)
+		noted = (RekeyNotes) {0};	/* the statement has committed in between */
+	follow_indexes(noted.new_indexes);
+	foreach_oid(oid, noted.lost_column)
 		collect_tables_keyed_by(get_rel_type_id(oid), &tables, &seen);
 
 	if (IsA(stmt, AlterTableStmt))

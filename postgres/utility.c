@@ -851,8 +851,8 @@ changes_catalogs(Node *stmt)
 }
 
 static void
-process_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilityContext context,
-				ParamListInfo params, QueryEnvironment *env, DestReceiver *dest, QueryCompletion *completion)
+run_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilityContext context,
+			ParamListInfo params, QueryEnvironment *env, DestReceiver *dest, QueryCompletion *completion)
 {
 	Node	   *stmt = pstmt->utilityStmt;
 	bool		top_level = context == PROCESS_UTILITY_TOPLEVEL;
@@ -956,6 +956,23 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUt
 	}
 	if (changes_catalogs(stmt))
 		au_rekey_after_statement(stmt);
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilityContext context,
+				ParamListInfo params, QueryEnvironment *env, DestReceiver *dest, QueryCompletion *completion)
+{
+	RekeyNotes	outer = au_rekey_begin_statement();
+
+	PG_TRY();
+	{
+		run_utility(pstmt, query, read_only, context, params, env, dest, completion);
+	}
+	PG_FINALLY();
+	{
+		au_rekey_end_statement(outer);
+	}
+	PG_END_TRY();
 }
 
 /* The last line: whatever statement made it, look at the relation itself. */

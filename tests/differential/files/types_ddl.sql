@@ -145,3 +145,22 @@ SELECT * FROM by_index WHERE k = ARRAY['(2,6)', '(2,6)']::whole[];
 UPDATE of_whole SET n = 3 WHERE k = '(2,6)' RETURNING *;
 INSERT INTO of_whole VALUES ('(2,6)', 9);
 RESET enable_seqscan;
+-- a nested statement that fails must not take over, or lose, what the outer one has to do
+CREATE TYPE inner_part AS ENUM ('x', 'y');
+CREATE TYPE outer_whole AS (a int, b inner_part);
+CREATE TABLE of_outer (k outer_whole PRIMARY KEY);
+INSERT INTO of_outer VALUES ('(1,x)'), ('(2,y)');
+CREATE FUNCTION on_drop() RETURNS event_trigger LANGUAGE plpgsql AS $$
+BEGIN
+	CREATE TABLE nested (i int PRIMARY KEY);
+	DROP TABLE nested;
+	RAISE division_by_zero;
+EXCEPTION WHEN division_by_zero THEN
+END $$;
+CREATE EVENT TRIGGER on_drop ON sql_drop WHEN TAG IN ('DROP TYPE') EXECUTE FUNCTION on_drop();
+DROP TYPE inner_part CASCADE;
+DROP EVENT TRIGGER on_drop;
+SET enable_seqscan = off;
+SELECT * FROM of_outer WHERE k = ROW(2)::outer_whole;
+INSERT INTO of_outer SELECT ROW(2)::outer_whole;
+RESET enable_seqscan;
