@@ -403,6 +403,7 @@ run(QueryDesc *query, ScanDirection direction, uint64 count)
 {
 	bool		kept = au_tid_keep;
 	bool		kept_inserted = au_tid_keep_inserted;
+	bool		compared = au_tid_compared;
 	bool		unnamed = au_tid_unnamed;
 
 	if (query->plannedstmt->parallelModeNeeded && au_enabled && !IsParallelWorker())
@@ -420,6 +421,7 @@ run(QueryDesc *query, ScanDirection direction, uint64 count)
 	}
 	au_tid_keep = needs_tids(query->plannedstmt);
 	au_tid_keep_inserted = needs_inserted_tids(query->plannedstmt);
+	au_tid_compared = (query->plannedstmt->jitFlags & PLAN_HAS_CTID) != 0;
 	au_tid_unnamed = !au_tid_keep && (query->plannedstmt->jitFlags & PLAN_WITHOUT_TIDS) != 0;
 	PG_TRY();
 	{
@@ -435,6 +437,7 @@ run(QueryDesc *query, ScanDirection direction, uint64 count)
 		au_tid_unnamed = unnamed;
 		au_tid_keep = kept;
 		au_tid_keep_inserted = kept_inserted;
+		au_tid_compared = compared;
 	}
 	PG_END_TRY();
 }
@@ -445,9 +448,11 @@ finish(QueryDesc *query)
 {
 	bool		kept = au_tid_keep;
 	bool		kept_inserted = au_tid_keep_inserted;
+	bool		compared = au_tid_compared;
 
 	au_tid_keep = needs_tids(query->plannedstmt);
 	au_tid_keep_inserted = needs_inserted_tids(query->plannedstmt);
+	au_tid_compared = (query->plannedstmt->jitFlags & PLAN_HAS_CTID) != 0;
 	PG_TRY();
 	{
 		if (prev_finish)
@@ -459,6 +464,7 @@ finish(QueryDesc *query)
 	{
 		au_tid_keep = kept;
 		au_tid_keep_inserted = kept_inserted;
+		au_tid_compared = compared;
 	}
 	PG_END_TRY();
 }

@@ -7,10 +7,12 @@
  * scan that hands out a row gives it a number and remembers what the number
  * stands for.  Two rings of memory:
  *
- *	  kept		 while a statement modifies or locks rows: hashed, so that the
- *				 same row version has the same TID in every scan of the
- *				 transaction (self-joins on ctid); grows to a bound, beyond
- *				 which the oldest names are forgotten
+ *	  kept		 while a statement modifies or locks rows; grows to a bound,
+ *				 beyond which the oldest names are forgotten.  Hashed if the
+ *				 statement looks at ctid, so that the same row version has
+ *				 the same TID in all its scans (self-joins on ctid), and
+ *				 from FEW_NAMES on, so that scanning rows again and again
+ *				 takes no memory
  *	  passing	 otherwise: some thousands of the last rows, enough for
  *				 whatever looks a row up right after seeing it
  *
@@ -32,6 +34,8 @@
 #define KEPT_MIN_ENTRIES	64
 #define KEPT_MAX_ENTRIES	(8 * 1024 * 1024)
 #define INLINE_KEY			48
+#define FEW_NAMES			1024	/* of a transaction: not worth a hash, and their memory is used again */
+#define NOT_HASHED			PG_UINT32_MAX
 
 /* ring numbers above this bit are of the kept ring */
 #define KEPT_BIT			(UINT64CONST(1) << 38)
@@ -43,7 +47,7 @@ typedef struct TidEntry
 	WbVersion  *version;
 	uint64		wb_generation;
 	uint32		hash;
-	uint32		next;			/* kept: next entry of the bucket + 1 */
+	uint32		next;			/* kept: next entry of the bucket + 1, or NOT_HASHED */
 	uint32		key_len;
 	uint32		key_capacity;	/* of key_far */
 	uint8	   *key_far;		/* keys longer than INLINE_KEY */
@@ -51,6 +55,7 @@ typedef struct TidEntry
 } TidEntry;
 
 bool		au_tid_keep = false;
+bool		au_tid_compared = false;
 bool		au_tid_unnamed = false;
 bool		au_tid_keep_inserted = false;
 
@@ -146,6 +151,8 @@ unlink_entry(uint32 index)
 {
 	uint32	   *link = &buckets[kept[index].hash & (nbuckets - 1)];
 
+	if (kept[index].next == NOT_HASHED)
+		return;
 	while (*link != index + 1)
 		link = &kept[*link - 1].next;
 	*link = kept[index].next;
@@ -164,11 +171,11 @@ rehash(uint32 n)
 static void
 assign_kept(ItemPointer tid, Bytes key, WbVersion *version)
 {
-	uint32		h = hash_name(key, version);
+	uint32		h = 0;
 	uint32		index;
 	TidEntry   *e;
-	uint64		used;
-	uint64		generation = generation_of(key, version);
+	uint64		used = kept ? next_kept - kept_first : 0;
+	bool		hashed = au_tid_compared || used >= FEW_NAMES;
 
 	if (kept == NULL)
 	{
@@ -180,11 +187,13 @@ assign_kept(ItemPointer tid, Bytes key, WbVersion *version)
 		kept_first = next_kept;
 	}
 
-	for (uint32 i = buckets[h & (nbuckets - 1)]; i != 0; i = kept[i - 1].next)
+	if (hashed)
+		h = hash_name(key, version);
+	for (uint32 i = hashed ? buckets[h & (nbuckets - 1)] : 0; i != 0; i = kept[i - 1].next)
 	{
 		e = &kept[i - 1];
 		if (e->hash == h && e->version == version && e->key_len == key.len &&
-			e->wb_generation == generation &&
+			e->wb_generation == generation_of(key, version) &&
 			memcmp(entry_key(e), key.data, key.len) == 0)
 		{
 			number_to_tid(e->number | KEPT_BIT, tid);
@@ -192,7 +201,6 @@ assign_kept(ItemPointer tid, Bytes key, WbVersion *version)
 		}
 	}
 
-	used = next_kept - kept_first;
 	if (used >= kept_entries && kept_entries < KEPT_MAX_ENTRIES)
 	{
 		/* entries keep their index: number - kept_first, until the ring wraps */
@@ -204,6 +212,8 @@ assign_kept(ItemPointer tid, Bytes key, WbVersion *version)
 		rehash(n);
 		for (uint32 i = 0; i < used; i++)
 		{
+			if (kept[i].next == NOT_HASHED)
+				continue;
 			kept[i].next = buckets[kept[i].hash & (nbuckets - 1)];
 			buckets[kept[i].hash & (nbuckets - 1)] = i + 1;
 		}
@@ -214,8 +224,13 @@ assign_kept(ItemPointer tid, Bytes key, WbVersion *version)
 		unlink_entry(index);
 	fill(e, kept_context, next_kept, key, version);
 	e->hash = h;
-	e->next = buckets[h & (nbuckets - 1)];
-	buckets[h & (nbuckets - 1)] = index + 1;
+	if (hashed)
+	{
+		e->next = buckets[h & (nbuckets - 1)];
+		buckets[h & (nbuckets - 1)] = index + 1;
+	}
+	else
+		e->next = NOT_HASHED;
 	number_to_tid(next_kept | KEPT_BIT, tid);
 	next_kept++;
 }
@@ -273,7 +288,22 @@ au_tid_lookup(ItemPointer tid, TidTarget *target)
 void
 au_tid_reset(void)
 {
-	if (kept_context)
+	uint64		used = kept ? next_kept - kept_first : 0;
+
+	if (used <= FEW_NAMES)
+	{
+		bool		hashed = false;
+
+		for (uint64 i = 0; i < used; i++)
+		{
+			hashed |= kept[i].next != NOT_HASHED;
+			kept[i].number = 0;
+		}
+		if (hashed)
+			memset(buckets, 0, sizeof(uint32) * nbuckets);
+		kept_first = next_kept;
+	}
+	else
 	{
 		MemoryContextDelete(kept_context);
 		kept_context = NULL;
