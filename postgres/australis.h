@@ -308,7 +308,7 @@ extern void au_tid_reset(void);
 /* Does the running executor need TIDs to stay valid (ModifyTable, row marks)? */
 extern bool au_tid_keep;
 
-/* Does it look at ctid, so that one row version must have one TID? */
+/* May it look at ctid (also by a function's query), so that one row version must have one TID? */
 extern bool au_tid_compared;
 
 /* Does nobody ever ask for the TIDs of its sequential scans? */

@@ -421,7 +421,7 @@ run(QueryDesc *query, ScanDirection direction, uint64 count)
 	}
 	au_tid_keep = needs_tids(query->plannedstmt);
 	au_tid_keep_inserted = needs_inserted_tids(query->plannedstmt);
-	au_tid_compared = (query->plannedstmt->jitFlags & PLAN_HAS_CTID) != 0;
+	au_tid_compared = (query->plannedstmt->jitFlags & PLAN_WITHOUT_TIDS) == 0;
 	au_tid_unnamed = !au_tid_keep && (query->plannedstmt->jitFlags & PLAN_WITHOUT_TIDS) != 0;
 	PG_TRY();
 	{
@@ -452,7 +452,7 @@ finish(QueryDesc *query)
 
 	au_tid_keep = needs_tids(query->plannedstmt);
 	au_tid_keep_inserted = needs_inserted_tids(query->plannedstmt);
-	au_tid_compared = (query->plannedstmt->jitFlags & PLAN_HAS_CTID) != 0;
+	au_tid_compared = (query->plannedstmt->jitFlags & PLAN_WITHOUT_TIDS) == 0;
 	PG_TRY();
 	{
 		if (prev_finish)

@@ -161,11 +161,13 @@ unlink_entry(uint32 index)
 static void
 rehash(uint32 n)
 {
+	uint32	   *more = MemoryContextAllocExtended(kept_context, sizeof(uint32) * n,
+											  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+
 	if (buckets)
 		pfree(buckets);
+	buckets = more;
 	nbuckets = n;
-	buckets = MemoryContextAllocExtended(kept_context, sizeof(uint32) * nbuckets,
-										 MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 }
 
 static void
@@ -179,11 +181,13 @@ assign_kept(ItemPointer tid, Bytes key, WbVersion *version)
 
 	if (kept == NULL)
 	{
-		kept_context = AllocSetContextCreate(TopMemoryContext, "row version names", ALLOCSET_DEFAULT_SIZES);
-		kept_entries = KEPT_MIN_ENTRIES;
-		kept = MemoryContextAllocExtended(kept_context, sizeof(TidEntry) * kept_entries,
+		if (kept_context == NULL)
+			kept_context = AllocSetContextCreate(TopMemoryContext, "row version names", ALLOCSET_DEFAULT_SIZES);
+		rehash(KEPT_MIN_ENTRIES);
+		/* last: whoever finds it finds the buckets, also after running out of memory */
+		kept = MemoryContextAllocExtended(kept_context, sizeof(TidEntry) * KEPT_MIN_ENTRIES,
 										  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-		rehash(kept_entries);
+		kept_entries = KEPT_MIN_ENTRIES;
 		kept_first = next_kept;
 	}
 
@@ -290,7 +294,7 @@ au_tid_reset(void)
 {
 	uint64		used = kept ? next_kept - kept_first : 0;
 
-	if (used <= FEW_NAMES)
+	if (kept && used <= FEW_NAMES)
 	{
 		bool		hashed = false;
 
@@ -303,7 +307,7 @@ au_tid_reset(void)
 			memset(buckets, 0, sizeof(uint32) * nbuckets);
 		kept_first = next_kept;
 	}
-	else
+	else if (kept_context)
 	{
 		MemoryContextDelete(kept_context);
 		kept_context = NULL;

@@ -37,6 +37,15 @@ RESET enable_mergejoin;
 RESET enable_material;
 RESET enable_memoize;
 
+-- who looks at ctid may come into the plan only when a function is planned with it
+CREATE FUNCTION same_rows() RETURNS SETOF bigint LANGUAGE sql STABLE AS
+  'SELECT count(*) FROM few a JOIN few b ON a.ctid = b.ctid';
+BEGIN;
+UPDATE few SET n = c FROM same_rows() c WHERE id < 3;
+SELECT * FROM few WHERE id < 4 ORDER BY id;
+ROLLBACK;
+DROP FUNCTION same_rows();
+
 -- a row matched twice is updated once
 BEGIN;
 UPDATE few SET n = 0;
