@@ -117,11 +117,46 @@ has_hidden_query(Node *node, void *context)
 	return expression_tree_walker(node, has_hidden_query, context);
 }
 
+static bool any_reads_ctid(const List *plans);
+
+/*
+ * Does a finished plan read a ctid?  Every one that is looked at anywhere comes
+ * out of a scan: by its target list, its filter or its TIDs.
+ */
+static bool
+plan_reads_ctid(const Plan *plan)
+{
+	if (plan == NULL)
+		return false;
+	if (IsA(plan, TidScan) || IsA(plan, TidRangeScan) || mentions_ctid((Node *) plan->targetlist, NULL) ||
+		mentions_ctid((Node *) plan->qual, NULL))
+		return true;
+	if (IsA(plan, Append) && any_reads_ctid(((const Append *) plan)->appendplans))
+		return true;
+	if (IsA(plan, MergeAppend) && any_reads_ctid(((const MergeAppend *) plan)->mergeplans))
+		return true;
+	if (IsA(plan, SubqueryScan) && plan_reads_ctid(((const SubqueryScan *) plan)->subplan))
+		return true;
+	return plan_reads_ctid(plan->lefttree) || plan_reads_ctid(plan->righttree);
+}
+
+static bool
+any_reads_ctid(const List *plans)
+{
+	foreach_ptr(Plan, plan, plans)
+	{
+		if (plan_reads_ctid(plan))
+			return true;
+	}
+	return false;
+}
+
 static PlannedStmt *
 plan(Query *parse, const char *query_string, int cursor_options, ParamListInfo params)
 {
 	PlannedStmt *result;
 	int			flags = 0;
+	bool		hidden = false;
 
 	if (au_enabled)
 	{
@@ -136,7 +171,8 @@ plan(Query *parse, const char *query_string, int cursor_options, ParamListInfo p
 		/* what DECLARE CURSOR and PL/pgSQL's OPEN plan with */
 		if (cursor_options & CURSOR_OPT_FAST_PLAN)
 			flags |= PLAN_OF_CURSOR;
-		if (flags == 0 && !has_hidden_query((Node *) parse, NULL))
+		hidden = has_hidden_query((Node *) parse, NULL);
+		if (flags == 0 && !hidden)
 			flags |= PLAN_WITHOUT_TIDS;
 		if (flags != PLAN_WITHOUT_TIDS || au_storage_driver != 0 || !au_workers_see_all())
 			cursor_options &= ~CURSOR_OPT_PARALLEL_OK;
@@ -145,6 +181,8 @@ plan(Query *parse, const char *query_string, int cursor_options, ParamListInfo p
 		result = prev_planner(parse, query_string, cursor_options, params);
 	else
 		result = standard_planner(parse, query_string, cursor_options, params);
+	if (hidden && (plan_reads_ctid(result->planTree) || any_reads_ctid(result->subplans)))
+		flags |= PLAN_HAS_CTID;
 	result->jitFlags |= flags;
 	return result;
 }

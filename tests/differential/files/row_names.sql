@@ -44,7 +44,16 @@ BEGIN;
 UPDATE few SET n = c FROM same_rows() c WHERE id < 3;
 SELECT * FROM few WHERE id < 4 ORDER BY id;
 ROLLBACK;
-DROP FUNCTION same_rows();
+SELECT * FROM same_rows();
+SELECT s.* FROM generate_series(1, 3) g, LATERAL (SELECT * FROM same_rows() c WHERE c > g) s;
+SELECT (SELECT max(c) FROM same_rows() c), * FROM few WHERE id < 3 ORDER BY id;
+CREATE FUNCTION rows_named(tid) RETURNS SETOF int LANGUAGE sql STABLE AS
+  'SELECT id FROM few WHERE ctid = $1 UNION ALL SELECT id FROM named WHERE id < 0';
+SELECT f.id, r FROM few f, LATERAL rows_named(f.ctid) r WHERE f.id < 5 ORDER BY 1;
+CREATE FUNCTION names() RETURNS SETOF tid LANGUAGE sql STABLE AS 'SELECT ctid FROM few WHERE id < 20';
+SELECT count(*), count(DISTINCT c) FROM names() c;
+SELECT count(*) FROM names() a JOIN names() b ON a = b;
+DROP FUNCTION same_rows(), rows_named(tid), names();
 
 -- a row matched twice is updated once
 BEGIN;
