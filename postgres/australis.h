@@ -158,6 +158,10 @@ typedef struct AustralisTupleTableSlot
 	 */
 	int			read_natts;
 	uint32		read_bytes;
+
+	/* the filter accepts no row with a key outside of [only_from, only_to); empty: not known (scan_hints.c) */
+	Bytes		only_from;
+	Bytes		only_to;
 } AustralisTupleTableSlot;
 
 #define AU_READ_ALL PG_UINT32_MAX
@@ -399,6 +403,11 @@ extern void au_count_pages(Relation rel, const ReadCounts *reads, uint64 *counte
 
 /* curcid to use under this PostgreSQL snapshot */
 extern CommandId au_snapshot_curcid(Snapshot snapshot);
+
+/* ----------------------------------------------------------- scan_hints.c */
+
+struct QueryDesc;
+extern void au_hint_scans(struct QueryDesc *query, bool attributes);
 
 /* --------------------------------------------------------------- layout.c */
 

@@ -14,9 +14,6 @@
  * them kept, and so does the row that a cursor stands on (WHERE CURRENT OF).  What must hold: au_tid_keep says what
  * the executor that is running now needs, also after an error in a nested one.
  *
- * How much of its rows a sequential scan has to read is known to the plan only;
- * the scan's slot carries it to the scan.
- *
  * The snapshots of running executors are remembered: a flush of the write
  * buffer must not show their scans rows of later commands.
  *
@@ -251,96 +248,6 @@ keep_position(PlanState *node, void *context)
 	return planstate_tree_walker(node, keep_position, context);
 }
 
-/* How many attributes of a scanned row expressions look at: the highest. */
-typedef struct Reads
-{
-	List	   *outer;			/* what OUTER_VARs stand for, or NIL */
-	int			natts;
-	bool		system;			/* also system attributes */
-} Reads;
-
-static void
-note_attribute(Reads *reads, const Var *var)
-{
-	if (var->varattno == 0)
-		reads->natts = MaxTupleAttributeNumber; /* the whole row */
-	else if (var->varattno < 0)
-		reads->system = true;
-	else
-		reads->natts = Max(reads->natts, var->varattno);
-}
-
-static bool
-find_reads(Node *node, void *context)
-{
-	Reads	   *reads = context;
-
-	if (node == NULL)
-		return false;
-	if (IsA(node, Var))
-	{
-		Var		   *var = (Var *) node;
-
-		if (var->varno == OUTER_VAR && reads->outer != NIL)
-		{
-			TargetEntry *entry = list_nth_node(TargetEntry, reads->outer, var->varattno - 1);
-
-			if (!IsA(entry->expr, Var))
-				reads->natts = MaxTupleAttributeNumber;
-			else
-				note_attribute(reads, (Var *) entry->expr);
-		}
-		else
-			note_attribute(reads, var);
-		return false;
-	}
-	return expression_tree_walker(node, find_reads, context);
-}
-
-/*
- * Tell the slots of sequential scans how much of a row anybody looks at, where
- * that is certain: the scan projects, or an aggregate is right above it.
- */
-static bool
-note_reads(PlanState *node, void *above)
-{
-	if (node == NULL)
-		return false;
-	if (IsA(node, SeqScanState) && ((SeqScanState *) node)->ss.ss_ScanTupleSlot->tts_ops == &TTSOpsAustralis)
-	{
-		AustralisTupleTableSlot *slot = (AustralisTupleTableSlot *) ((SeqScanState *) node)->ss.ss_ScanTupleSlot;
-		TupleDesc	desc = slot->base.base.tts_tupleDescriptor;
-		PlanState  *parent = above;
-		Reads		reads = {0};
-
-		(void) find_reads((Node *) node->plan->qual, &reads);
-		if (node->ps_ProjInfo)
-			(void) find_reads((Node *) node->plan->targetlist, &reads);
-		else if (parent && IsA(parent, AggState) && outerPlanState(parent) == node)
-		{
-			Agg		   *agg = (Agg *) parent->plan;
-
-			reads.outer = node->plan->targetlist;
-			if (reads.outer != NIL)
-			{
-				(void) find_reads((Node *) agg->plan.targetlist, &reads);
-				(void) find_reads((Node *) agg->plan.qual, &reads);
-				if (agg->numCols > 0 || agg->groupingSets != NIL || agg->chain != NIL)
-					reads.natts = MaxTupleAttributeNumber;
-			}
-		}
-		else
-			reads.natts = MaxTupleAttributeNumber;
-		if (reads.natts <= desc->natts)
-		{
-			slot->read_bytes = reads.natts == 0 && !reads.system ? 0 : au_row_prefix(desc, reads.natts);
-			if (slot->read_bytes != AU_READ_ALL)
-				slot->read_natts = reads.natts;
-		}
-	}
-	return planstate_tree_walker(node, note_reads, node);
-}
-
 static void
 query_ended(void *arg)
 {
@@ -399,8 +306,8 @@ start(QueryDesc *query, int eflags)
 	/* a worker's scans begin before its executor runs */
 	if (IsParallelWorker())
 		au_tid_unnamed = (query->plannedstmt->jitFlags & PLAN_WITHOUT_TIDS) != 0;
-	if (query->plannedstmt->jitFlags & PLAN_WITHOUT_TIDS)
-		(void) note_reads(query->planstate, NULL);
+	if (au_enabled && !(eflags & EXEC_FLAG_EXPLAIN_ONLY))
+		au_hint_scans(query, (query->plannedstmt->jitFlags & PLAN_WITHOUT_TIDS) != 0);
 	if (query->snapshot && query->snapshot->snapshot_type == SNAPSHOT_MVCC && !(eflags & EXEC_FLAG_EXPLAIN_ONLY))
 	{
 		RunningQuery *r = MemoryContextAlloc(query->estate->es_query_cxt, sizeof(RunningQuery));

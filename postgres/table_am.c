@@ -116,6 +116,7 @@ typedef struct ScanDesc
 {
 	TableScanDescData base;
 	KeyScan    *scan;			/* NULL: of no part yet, or no more */
+	bool		started;
 	bool		unnamed;		/* its rows need no TIDs */
 	TupleTableSlot *blank;		/* holds the last row, of which only is known that it is there */
 	ReadCounts	reads;			/* rescans included */
@@ -180,6 +181,17 @@ parallelscan_reinitialize(Relation rel, ParallelTableScanDesc pscan)
 	pg_atomic_write_u32(&((ParallelScan *) pscan)->next, 0);
 }
 
+/* Whoever asks for the first row may do so in a context that is reset before the second. */
+static void
+read_range(ScanDesc *scan, Bytes lo, Bytes hi)
+{
+	MemoryContext old = MemoryContextSwitchTo(GetMemoryChunkContext(scan));
+
+	scan->scan = au_key_scan_begin(lo, hi, au_snapshot_curcid(scan->base.rs_snapshot));
+	au_key_scan_count(scan->scan, &scan->reads);
+	MemoryContextSwitchTo(old);
+}
+
 /* Begin with the next part that nobody has taken; false: there is none. */
 static bool
 take_part(ScanDesc *scan)
@@ -209,8 +221,7 @@ take_part(ScanDesc *scan)
 		resetStringInfo(&hi);
 		appendBinaryStringInfo(&hi, key + 1, key[0]);
 	}
-	scan->scan = au_key_scan_begin(as_bytes(&lo), as_bytes(&hi), au_snapshot_curcid(scan->base.rs_snapshot));
-	au_key_scan_count(scan->scan, &scan->reads);
+	read_range(scan, as_bytes(&lo), as_bytes(&hi));
 	pfree(lo.data);
 	pfree(hi.data);
 	return true;
@@ -225,20 +236,31 @@ end_scan(ScanDesc *scan)
 	scan->blank = NULL;
 }
 
+/* Begin to read the whole table, or what the slot knows to be enough of it. */
 static void
-start_scan(ScanDesc *scan)
+start_scan(ScanDesc *scan, const TupleTableSlot *slot)
 {
-	StringInfoData lo,
-				hi;
+	const AustralisTupleTableSlot *aslot = (const AustralisTupleTableSlot *) slot;
 
+	scan->started = true;
 	if (scan->base.rs_parallel)
 		return;					/* see take_part() */
-	relation_range(scan->base.rs_rd, &lo, &hi);
-	au_note_read_range(as_bytes(&lo), as_bytes(&hi));
-	scan->scan = au_key_scan_begin(as_bytes(&lo), as_bytes(&hi), au_snapshot_curcid(scan->base.rs_snapshot));
-	au_key_scan_count(scan->scan, &scan->reads);
-	pfree(lo.data);
-	pfree(hi.data);
+	if (slot != NULL && slot->tts_ops == &TTSOpsAustralis && aslot->only_from.len > 0)
+	{
+		au_note_read_range(aslot->only_from, aslot->only_to);
+		read_range(scan, aslot->only_from, aslot->only_to);
+	}
+	else
+	{
+		StringInfoData lo,
+					hi;
+
+		relation_range(scan->base.rs_rd, &lo, &hi);
+		au_note_read_range(as_bytes(&lo), as_bytes(&hi));
+		read_range(scan, as_bytes(&lo), as_bytes(&hi));
+		pfree(lo.data);
+		pfree(hi.data);
+	}
 }
 
 static TableScanDesc
@@ -257,7 +279,9 @@ scan_begin(Relation rel, Snapshot snapshot, int nkeys, struct ScanKeyData *key,
 	if (flags & (SO_TYPE_SEQSCAN | SO_TYPE_SAMPLESCAN))
 		pgstat_count_heap_scan(rel);
 	scan->unnamed = au_tid_unnamed && (flags & SO_TYPE_SEQSCAN) != 0;
-	start_scan(scan);
+	/* a sequential scan begins with its first row: the slot for it may say that less has to be read */
+	if (!(flags & SO_TYPE_SEQSCAN))
+		start_scan(scan, NULL);
 	return &scan->base;
 }
 
@@ -281,7 +305,9 @@ scan_rescan(TableScanDesc sscan, struct ScanKeyData *key, bool set_params,
 	ScanDesc   *scan = (ScanDesc *) sscan;
 
 	end_scan(scan);
-	start_scan(scan);
+	scan->started = false;
+	if (!(sscan->rs_flags & SO_TYPE_SEQSCAN))
+		start_scan(scan, NULL);
 	scan->sample_block = scan->sample_position = 0;
 	scan->sample_offset = InvalidOffsetNumber;
 	scan->sample_started = false;
@@ -331,6 +357,8 @@ scan_getnextslot(TableScanDesc sscan, ScanDirection direction, TupleTableSlot *s
 		return true;
 	}
 	scan->blank = NULL;
+	if (unlikely(!scan->started))
+		start_scan(scan, slot);
 	if (likely(scan->scan != NULL) && next_row(scan, direction, slot))
 		return true;
 	if (sscan->rs_parallel)
