@@ -367,6 +367,32 @@ failed:
 }
 
 static PyObject *
+py_apply_feed(StoreObject *self, PyObject *argument)
+{
+	Py_buffer	received;
+	StoreFed	fed;
+	StoreStatus status = STORE_OK;
+	PyObject   *result = NULL;
+
+	if (!check_open(self) || PyObject_GetBuffer(argument, &received, PyBUF_SIMPLE) < 0)
+		return NULL;
+	ENTER(self)
+	status = store_apply_feed(self->store, (StoreBytes) {received.buf, received.len}, &fed);
+	LEAVE(self)
+	if (status != STORE_OK)
+		raise_status(status);
+	else if (fed.records == 0)
+		result = Py_NewRef(Py_None);
+	else
+		result = Py_BuildValue("nnLKKy#", (Py_ssize_t) fed.records, (Py_ssize_t) fed.bytes, (long long) fed.tau,
+							   (unsigned long long) fed.sequence, (unsigned long long) fed.generation,
+							   (const char *) fed.hash, (Py_ssize_t) sizeof(fed.hash));
+failed:
+	PyBuffer_Release(&received);
+	return result;
+}
+
+static PyObject *
 py_ingest(StoreObject *self, PyObject *args)
 {
 	long long	tau;
@@ -833,6 +859,7 @@ failed:
 
 static PyMethodDef store_methods[] = {
 	{"apply", (PyCFunction) (void (*) (void)) py_apply, METH_VARARGS | METH_KEYWORDS, NULL},
+	{"apply_feed", (PyCFunction) py_apply_feed, METH_O, NULL},
 	{"ingest", (PyCFunction) py_ingest, METH_VARARGS, NULL},
 	{"rollback", (PyCFunction) py_rollback, METH_VARARGS, NULL},
 	{"collect", (PyCFunction) py_collect, METH_VARARGS, NULL},

@@ -202,6 +202,24 @@ typedef struct StoreRecord
  */
 extern StoreStatus store_apply(Store *store, const StoreRecord *records, size_t n, StoreBytes position);
 
+/* What store_apply_feed() has applied; the rest is of the last record of it. */
+typedef struct StoreFed
+{
+	size_t		records;
+	size_t		bytes;
+	int64_t		tau;
+	uint64_t	sequence;
+	uint64_t	generation;
+	uint8_t		hash[16];
+} StoreFed;
+
+/*
+ * feed.c: apply the plain commits at the front of what the feed has sent, as
+ * one batch, with the position of the last.  records = 0: the first message is
+ * something else, or not complete.
+ */
+extern StoreStatus store_apply_feed(Store *store, StoreBytes received, StoreFed *fed);
+
 /* Newest applied tau as the writer knows it. */
 extern int64_t store_applied(const Store *store);
 

@@ -45,6 +45,13 @@ class Store:
         Records at or below ``applied`` are skipped. Drops are not executed: call ``drop`` when the horizon allows it.
         """
 
+    def apply_feed(self, received: Buffer) -> tuple[int, int, int, int, int, bytes] | None:
+        """Apply the plain commits at the front of what the feed has sent, as ``apply`` does, in one batch.
+
+        Returns records, bytes, and of the last record τ, sequence, generation and hash. None: the first message is no
+        such commit (above ``applied``, without drops) or not complete; nothing was done.
+        """
+
     def ingest(self, tau: int, body: Buffer) -> None:
         """``apply([(tau, body)])``, without moving the position. In order with the other records, like them."""
 

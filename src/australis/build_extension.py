@@ -269,6 +269,7 @@ def build_module(root: Path, output: Path, objects: Path) -> Path:
     headers = sysconfig.get_path("include")
     if not Path(headers, "Python.h").is_file():
         raise BuildError(f"{headers} holds no Python.h: install Python's headers (Debian: python3-dev)")
+    jobs.append((root / "native" / "feed.c", objects / "feed.o", own))
     jobs.append((root / "native" / "module.c", objects / "module.o", [*own, f"-I{headers}"]))
     _compile(jobs)
     _link(jobs, output)

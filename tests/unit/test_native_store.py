@@ -24,6 +24,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from australis._native import MAX_KEY, DamagedError, FullError, Store, StoreError, TooOldError
+from australis.crossbar.feed import frame_record
+from australis.journal.record import Kind, Position, RecordFlag
+from australis.protocol.frames import frame
+from australis.protocol.messages import Error, encode
 
 CLUSTER = bytes(range(16))
 TABLE, INDEX = (5 << 32) | 16384, (5 << 32) | 16390
@@ -300,6 +304,51 @@ def test_only_whole_records_in_order(store: Store) -> None:
     assert store.applied == 10
     assert store.meta("position") == b"p"
     assert list(entries(store.get_many([key], END))) == [(key, b"a", 10)]
+
+
+def fed(sequence: int, tau: int, body: bytes, kind: int = Kind.TRANSACTION, flags: int = 0) -> bytes:
+    """A record as the feed sends it."""
+    return b"".join(frame_record(sequence, 7, b"h" * 16, kind, flags, tau, b"t" * 16, body).buffers)
+
+
+def test_plain_commits_of_the_feed(store: Store) -> None:
+    """Exactly the plain commits that are complete and come first are applied; the position is that of the last."""
+    key = table_key(1)
+    first, second = (fed(n, n * 10, commit(n * 10, [(key, b"%d" % n)])) for n in (1, 2))
+    for junk in (b"", b"\x01", first[:-1], b"\xff\xff\xff\xff" + first[4:], b"\x01\x00\x00\x00\xc0"):
+        assert store.apply_feed(junk) is None
+    assert store.applied < 10
+    assert store.apply_feed(first + second + first[:50]) == (2, len(first + second), 20, 2, 7, b"h" * 16)
+    assert store.applied == 20
+    assert store.meta("position") == Position(2, 7, b"h" * 16).pack()
+    assert scan_all(store, key, key + b"\xff", END) == [(key, b"2", 20)]
+    assert store.apply_feed(second) is None  # known already
+
+    next_one = fed(3, 30, commit(30, [(key, b"3")]))
+    others = [
+        fed(4, 40, commit(40, [(key, b"4")]), flags=RecordFlag.DROPS),
+        fed(4, 20, commit(20, [(key, b"4")])),  # not in order
+        fed(4, 40, ingest([(key, b"4")]), kind=Kind.INGEST),
+        fed(4, 40, b"", kind=Kind.CLAIM),
+        frame(encode(Error("08P01", "this is an error"))),
+        frame(encode([42, 4, 7, b"short", Kind.TRANSACTION, 0, 40, b"t" * 16, commit(40, [])])),
+    ]
+    for other in others:
+        assert store.apply_feed(other + next_one) is None
+    for number, other in enumerate(others):
+        tau = 30 + number
+        good = fed(3, tau, commit(tau, [(key, b"good")]), flags=RecordFlag.DDL)
+        assert store.apply_feed(bytearray(good + other)) == (1, len(good), tau, 3, 7, b"h" * 16)
+    many = [fed(n, n * 10, commit(n * 10, [(table_key(n), b"x")])) for n in range(10, 5000)]
+    data, records = b"".join(many), 0
+    while data:
+        answer = store.apply_feed(data)
+        assert answer is not None
+        records, data = records + answer[0], data[answer[1] :]
+    assert records == len(many)
+    with pytest.raises(StoreError, match="cannot be applied"):
+        store.apply_feed(fed(5000, 50000, b"\xc0"))
+    assert store.applied == 49990
 
 
 def test_position_moves_without_records(store: Store) -> None:

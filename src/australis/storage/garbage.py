@@ -41,6 +41,12 @@ class Garbage:
     def __len__(self) -> int:
         return len(self._state.due)
 
+    @property
+    def concerned(self) -> bool:
+        """May a commit without drops concern us? It does if it writes to garbage or publishes chunks."""
+        state = self._state
+        return bool(state.due or state.unpublished or self._changed)
+
     def cut(self, records: Sequence[FeedRecord]) -> int | None:
         """Where a batch must be cut: before a record that writes to garbage, and around one that makes some.
 

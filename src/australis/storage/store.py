@@ -19,6 +19,10 @@ class Store(Protocol):
         """Apply records in time order, atomically with the position (S1)."""
         ...
 
+    def apply_feed(self, received: memoryview) -> tuple[int, int, int, int, int, bytes] | None:
+        """Apply the plain commits at the front of what was received; None: there is none."""
+        ...
+
     def rollback(self, tau: int) -> None:
         """Undo all commits above tau (T3)."""
         ...
