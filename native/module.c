@@ -30,6 +30,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "conflicts.h"
 #include "store.h"
 
 static PyObject *StoreError;
@@ -1235,6 +1236,8 @@ static PyMethodDef functions[] = {
 	{"page_load_acked", page_load_acked, METH_O, NULL},
 	{"page_wake", (PyCFunction) (void (*) (void)) page_wake, METH_FASTCALL, NULL},
 	{"message_relations", message_relations, METH_O, NULL},
+	{"newer_key", (PyCFunction) (void (*) (void)) newer_key, METH_FASTCALL, NULL},
+	{"note_keys", (PyCFunction) (void (*) (void)) note_keys, METH_FASTCALL, NULL},
 	{NULL, NULL, 0, NULL}
 };
 

@@ -109,6 +109,24 @@ class Page:
 def message_relations(body: Buffer, /) -> set[int]:
     """Relation ids of the keys of a Commit or Ingest message; StoreError if it is malformed. Nothing is decoded."""
 
+def newer_key(
+    probes: tuple[tuple[dict[bytes, int], ...], ...], keys: list[bytes], modes: bytes, tau: int, /
+) -> bytes | None:
+    """Return the first key with a time above ``tau`` in one of the dictionaries of its mode byte."""
+
+def note_keys(
+    records: tuple[dict[bytes, int] | None, ...],
+    written: dict[bytes, int],
+    keys: list[bytes],
+    modes: bytes,
+    tau: int,
+    /,
+) -> int:
+    """Put ``tau`` for every key into the dictionary of its mode byte and for its 8-byte prefix into ``written``.
+
+    Returns the length of all keys together.
+    """
+
 def page_open(path: str | PathLike[str], cluster: bytes | None = None) -> Page:
     """Map the page file; with ``cluster`` create it if missing and refuse another cluster's."""
 

@@ -27,7 +27,7 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import msgspec
 
@@ -96,7 +96,7 @@ def _outcome(obstacle: str) -> Outcome:
     return Outcome.DISK_FULL if obstacle is _FULL else Outcome.REFUSED
 
 
-class _Waiting(NamedTuple):
+class _Waiting(msgspec.Struct, frozen=True, gc=False):
     """A record that is not durable yet and what to do when it is."""
 
     sequence: int

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from australis.adjudicator.adjudicator import Action, Adjudicator
+from australis._native import newer_key, note_keys
+from australis.adjudicator.adjudicator import Action, Adjudicator, Verdict
 from australis.adjudicator.conflict_table import CONFLICTS, LARGE_WRITE_SET, ConflictTable
 from australis.keyspace import ddl_key, relation_id, relation_prefix
 from australis.protocol.messages import Commit, Mode, ModeFlag, Outcome
@@ -201,6 +202,38 @@ def test_a4_bounded_table_never_misses(seed: int, limit: int, max_relations: int
         assert table.floor == 0
 
 
+def test_a4_the_loops_over_keys_refuse_what_is_no_write_set() -> None:
+    latest: dict[bytes, int] = {key(1): 5}
+    probes, records = ((latest,),) * 256, (latest,) * 256
+    assert newer_key(probes, [key(2), key(1)], b"\0\0", 4) == key(1)
+    assert newer_key(probes, [key(2), key(1)], b"\0\0", 5) is None
+    assert newer_key(((),) * 256, [key(1)], b"\0", 4) is None
+    for keys, modes in (([key(1)], b""), ([], b"\0")):
+        with pytest.raises(ValueError, match="one mode"):
+            newer_key(probes, keys, modes, 4)
+        with pytest.raises(ValueError, match="one mode"):
+            note_keys(records, {}, keys, modes, 6)
+    with pytest.raises(ValueError, match="relation id"):
+        note_keys(records, {}, [b"short"], b"\0", 6)
+    wrongs: tuple[tuple[Any, ...], ...] = (
+        (),
+        (probes, (), b"", 4),
+        (probes[:5], [], b"", 4),
+        (probes, [key(1)], b"\0", "4"),
+        ((1,) * 256, [key(1)], b"\0", 4),
+    )
+    for wrong in wrongs:
+        with pytest.raises(TypeError):
+            newer_key(*wrong)
+    with pytest.raises(TypeError):
+        newer_key(probes, [[]], b"\0", 4)  # type: ignore[list-item]
+    assert latest == {key(1): 5}
+    written: dict[bytes, int] = {}
+    assert note_keys(records, written, [key(1), key(2), key(1, REL + 1)], b"\0\1\2", 6) == 3 * len(key(1))
+    assert latest == {key(1): 6, key(2): 6, key(1, REL + 1): 6}
+    assert written == {key(1)[:8]: 6, key(1, REL + 1)[:8]: 6}
+
+
 def test_a4_memory_of_what_no_snapshot_can_conflict_with_is_given_back() -> None:
     table = ConflictTable(0)
     for tau in range(1, 101):
@@ -335,7 +368,7 @@ def test_q10_refused_before_it_is_decided() -> None:
     assert outcome(a, commit) is Outcome.REFUSED
     other = request(FLOOR, (key(1), 3))
     tau = committed(a, other)
-    assert a.refuse(other.txid, "overload") == (Action.REPLY, Outcome.COMMITTED, tau, "")
+    assert a.refuse(other.txid, "overload") == Verdict(Action.REPLY, Outcome.COMMITTED, tau, "")
 
 
 def test_q8_chunks() -> None:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import NamedTuple
+
+import msgspec
 
 from australis.adjudicator.conflict_table import DEFAULT_BYTES, ConflictTable
 from australis.keyspace import SystemRelation, relation_prefix
@@ -45,7 +46,7 @@ class Action(Enum):
     UNKNOWN = 3  # nothing certain can be said: answer 08007
 
 
-class Verdict(NamedTuple):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """A decision about a commit request."""
 
     action: Action

@@ -13,8 +13,10 @@ key of the same relation (false conflict), and one older than `floor` must be re
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
 
+import msgspec
+
+from australis._native import newer_key, note_keys
 from australis.protocol.messages import MODE_MASK, Mode, ModeFlag
 
 CONFLICTS: tuple[tuple[Mode, ...], ...] = (
@@ -46,7 +48,7 @@ _ENTRY_BYTES = 260  # dictionary slot, key object, list slot and their headers, 
 _LOG_BYTES = 200
 
 
-class _LogEntry(NamedTuple):
+class _LogEntry(msgspec.Struct, frozen=True, gc=False):
     tau: int
     keys: list[bytes]
     modes: bytes
@@ -60,9 +62,9 @@ class ConflictTable:
         self.floor = floor
         self._limit, self._max_relations = limit, max_relations
         self._latest: tuple[dict[bytes, int], ...] = ({}, {}, {}, {})
-        # per mode byte: the look-ups that answer it, and the dictionary that records it
-        self._probes = tuple(
-            () if mode & UNCHECKED else tuple(self._latest[conflict].get for conflict in CONFLICTS[mode & MODE_MASK])
+        # per mode byte: the dictionaries that answer it, and the one that records it
+        self._probes: tuple[tuple[dict[bytes, int], ...], ...] = tuple(
+            () if mode & UNCHECKED else tuple(self._latest[conflict] for conflict in CONFLICTS[mode & MODE_MASK])
             for mode in range(256)
         )
         self._records = tuple(None if mode & UNRECORDED else self._latest[mode & MODE_MASK] for mode in range(256))
@@ -81,12 +83,9 @@ class ConflictTable:
     def conflict(self, keys: list[bytes], modes: bytes, tau_start: int) -> bytes | None:
         """Return a key on which a conflicting mode committed after tau_start; None if there is none."""
         if len(keys) < _MANY or self._touches(keys, modes):
-            probes = self._probes
-            for key, mode in zip(keys, modes, strict=True):
-                for probe in probes[mode]:
-                    tau = probe(key)
-                    if tau is not None and tau > tau_start:
-                        return key
+            key = newer_key(self._probes, keys, modes, tau_start)
+            if key is not None:
+                return key
         if tau_start < self._merged_until:
             return self._merged_conflict(keys, modes, tau_start)
         return None
@@ -148,14 +147,8 @@ class ConflictTable:
             self._merge(keys, modes, tau)
             self._written.update({key[:8]: tau for key in keys})
             return
-        records, written = self._records, self._written
-        size = _LOG_BYTES
-        for key, mode in zip(keys, modes, strict=True):
-            latest = records[mode]
-            if latest is not None:
-                latest[key] = tau
-            size += len(key) + _ENTRY_BYTES
-            written[key[:8]] = tau
+        written = self._written
+        size = _LOG_BYTES + len(keys) * _ENTRY_BYTES + note_keys(self._records, written, keys, modes, tau)
         if len(written) > self._max_relations:
             written.clear()
             self._written_floor = tau

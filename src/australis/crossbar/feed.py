@@ -9,7 +9,8 @@ for a subscriber.
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import NamedTuple
+
+import msgspec
 
 from australis.protocol.frames import pack_length
 from australis.protocol.messages import encode
@@ -19,7 +20,7 @@ _INLINE = 1 << 16
 _RECORD_TAG = 42
 
 
-class Framed(NamedTuple):
+class Framed(msgspec.Struct, frozen=True, gc=False):
     """A record as it goes over the wire."""
 
     sequence: int

@@ -25,7 +25,8 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+
+import msgspec
 
 from australis.errors import (
     AustralisError,
@@ -93,7 +94,7 @@ OVERHEAD = HEADER_BYTES + GROUP_BYTES + SECTOR
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
-class _Queued(NamedTuple):
+class _Queued(msgspec.Struct, frozen=True, gc=False):
     header: bytes
     body: bytes | memoryview
     position: Position

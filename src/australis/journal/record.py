@@ -22,6 +22,7 @@ from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
 import crc32c as _crc32c
+import msgspec
 
 from australis.errors import ProtocolError
 
@@ -107,7 +108,7 @@ class Entry(NamedTuple):
     body: bytes
 
 
-class EncodedRecord(NamedTuple):
+class EncodedRecord(msgspec.Struct, frozen=True, gc=False):
     """Bytes of a record, ready to be written, and the hash that the next one refers to."""
 
     header: bytes

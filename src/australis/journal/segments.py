@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from australis.errors import JournalDamagedError, PositionGoneError, ProtocolError, WrongClusterError
 from australis.journal.file_layer import FileLayer
 from australis.journal.record import (
@@ -66,8 +68,7 @@ _WINDOW = 4 << 20
 _LIST_RETRIES = 10
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(msgspec.Struct, frozen=True, gc=False):
     """What is true at a place of the journal: the last record, and the largest times and numbers up to it."""
 
     position: Position

@@ -1,0 +1,18 @@
+/*-------------------------------------------------------------------------
+ *
+ * conflicts.h
+ *	  Functions of australis._native about a commit's keys; src/australis/_native.pyi
+ *	  has their signatures.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef AUSTRALIS_CONFLICTS_H
+#define AUSTRALIS_CONFLICTS_H
+
+#include <Python.h>
+#include <stdbool.h>
+
+extern PyObject *newer_key(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+extern PyObject *note_keys(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+
+#endif							/* AUSTRALIS_CONFLICTS_H */
