@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import queue
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,11 +20,13 @@ CLUSTER = bytes(range(16))
 SEGMENT = 64 << 10
 
 
-def open_journal(directory: Path, *, dsync: bool = True) -> FilesJournal:
+def open_journal(
+    directory: Path, *, dsync: bool = True, on_durable: Callable[[int], None] = lambda _: None
+) -> FilesJournal:
     journal = FilesJournal(
         directory,
         CLUSTER,
-        lambda _: None,
+        on_durable,
         lambda _: None,
         layer=OsFiles(dsync=dsync),
         segment_bytes=SEGMENT,
@@ -33,11 +37,14 @@ def open_journal(directory: Path, *, dsync: bool = True) -> FilesJournal:
 
 
 def fill(directory: Path, count: int, size: int = 700) -> None:
-    journal = open_journal(directory)
+    """Append records, each in a group of its own."""
+    durable: queue.SimpleQueue[int] = queue.SimpleQueue()
+    journal = open_journal(directory, on_durable=durable.put)
     start = journal._state.tau
     for tau in range(start + 1, start + count + 1):
-        journal.append(Kind.TRANSACTION, 0, tau, tau.to_bytes(16, "big"), bytes([tau % 251]) * size, 0)
+        position = journal.append(Kind.TRANSACTION, 0, tau, tau.to_bytes(16, "big"), bytes([tau % 251]) * size, 0)
         journal.flush()
+        assert durable.get(timeout=20) == position.sequence
     journal.close()
 
 
