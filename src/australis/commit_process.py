@@ -23,6 +23,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -123,6 +124,7 @@ class CommitService:
         self._clock = clock if clock is not None else FixedClock()
         self._segment_sizes = segment_bytes, first_segment_bytes
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self.failed: asyncio.Future[AustralisError] = self._loop.create_future()
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
@@ -327,23 +329,30 @@ class CommitService:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        """Let the journal write what was appended in this round, and send it to subscribers that keep up."""
+        """Send what was appended in this round to subscribers that keep up."""
         self._flush_scheduled = False
         before, self._flushed = self._flushed, self._newest.sequence
         fresh, self._fresh = self._fresh, []
         if fresh:
             for subscriber in self._subscribers:
                 subscriber.push(fresh, before)
-            # The loop sends what was written to transports before it runs this, so that storage applies while the
-            # journal writes; and the writer's thread wakes when the loop has nothing left to do.
-            self._loop.call_soon(self.journal.flush)
+            # The loop sends what was written to transports before it runs this: applying overlaps the synced write.
+            self._loop.call_soon(self._write)
         else:
-            self.journal.flush()
+            self._write()
+
+    def _write(self) -> None:
+        """Let the journal write what was appended in this round."""
+        self.journal.flush()
+        if not self._completion_scheduled:
+            self._completed()
 
     # ------------------------------------------------------------------------------------------------- durability
 
     def _journal_durable(self, sequence: int) -> None:
-        """Called after each group, in the journal's writer thread."""
+        """Called after each group: in the journal's writer thread, or in our own within `flush`."""
+        if threading.get_ident() == self._thread:
+            return  # _write looks itself
         if not self._completion_scheduled:
             # The flag is cleared before the journal's sequence is read, so no group is left behind.
             self._completion_scheduled = True

@@ -31,7 +31,7 @@ def _no_directories(monkeypatch: pytest.MonkeyPatch) -> None:
 class Owner:
     """One life of a journal's owner, and what it was told."""
 
-    def __init__(self, layer: MemoryFiles) -> None:
+    def __init__(self, layer: MemoryFiles, *, inline: bool = True) -> None:
         self.durable = 0
         self.failure: AustralisError | None = None
         self.ended = threading.Event()
@@ -46,6 +46,8 @@ class Owner:
             first_segment_bytes=SEGMENT // 2,
         )
         self.claimed = self.journal.claim()
+        if not inline:
+            self.journal._latency = 10.0  # a slow disk: everything goes through the writer thread
 
     def _on_durable(self, sequence: int) -> None:
         with self.progress:
@@ -74,9 +76,10 @@ def entries_of(journal: FilesJournal) -> list[Entry]:
     return [entry for entry in journal.tail(first) if entry.kind != Kind.CLAIM]
 
 
+@pytest.mark.parametrize("inline", [True, False])
 @pytest.mark.parametrize("mode", ["power", "kill", "error"])
 @pytest.mark.parametrize("seed", range(8))
-def test_acknowledged_records_survive(seed: int, mode: str) -> None:
+def test_acknowledged_records_survive(seed: int, mode: str, inline: bool) -> None:
     rng = random.Random(seed)
     layer = MemoryFiles(seed)
     written: list[tuple[int, bytes]] = []  # (tau, body) that must be there
@@ -90,7 +93,7 @@ def test_acknowledged_records_survive(seed: int, mode: str) -> None:
         appended: list[tuple[int, int, bytes]] = []
         owner: Owner | None = None
         try:
-            owner = Owner(layer)
+            owner = Owner(layer, inline=inline)
             journal = owner.journal
             assert [(entry.tau, entry.body) for entry in entries_of(journal)] == written
             assert owner.claimed.floor == (written[-1][0] if written else 0)
@@ -147,7 +150,7 @@ def test_failed_sync_is_not_believed_after_restart() -> None:
     layer.write_error_at = layer.operations + 1
     owner.journal.append(Kind.TRANSACTION, 0, 10, bytes(16), b"shown by the cache", 0)
     owner.journal.flush()
-    assert owner.ended.wait(20)
+    assert owner.failure is not None
     owner.journal.close()
     layer.kill()
     again = Owner(layer)
@@ -165,7 +168,6 @@ def test_nothing_is_written_after_an_error() -> None:
     layer.write_error_at = layer.operations + 1
     owner.journal.append(Kind.TRANSACTION, 0, 10, bytes(16), b"a", 0)
     owner.journal.flush()
-    assert owner.ended.wait(20)
     assert isinstance(owner.failure, JournalError)
     before = layer.operations
     owner.journal.append(Kind.TRANSACTION, 0, 11, bytes(16), b"b", 0)
