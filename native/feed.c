@@ -4,7 +4,7 @@
  *	  Plain commits, from the bytes of the feed straight into the store.
  *
  * Nearly all that storage receives are commits that need no decision: they
- * follow what is applied, and make no storage id garbage.  Those at the front of
+ * follow what is applied, make no storage id garbage and write to none that is.  Those at the front of
  * what was received are applied here, as one batch; whatever else comes is left
  * to the Python side (storage/applier.py), which knows every kind of record.
  *
@@ -28,9 +28,9 @@
 #define TXID_BYTES 16
 #define MAX_RECORDS 4096
 
-/* Parse the FeedRecord in a frame; false: it is not a plain commit above `after`. */
+/* Parse the FeedRecord in a frame; false: it is not a plain commit above `after` that leaves `avoided` alone. */
 static bool
-plain_commit(const uint8_t *frame, size_t len, int64_t after, StoreRecord *record, StoreFed *fed)
+plain_commit(const uint8_t *frame, size_t len, int64_t after, StoreBytes avoided, StoreRecord *record, StoreFed *fed)
 {
 	Mp			mp = {frame, frame + len, false};
 	uint64_t	sequence,
@@ -53,7 +53,8 @@ plain_commit(const uint8_t *frame, size_t len, int64_t after, StoreRecord *recor
 	txid = mp_bytes(&mp);
 	body = mp_bytes(&mp);
 	if (mp.bad || mp.p != mp.end || kind != KIND_TRANSACTION || (flags & FLAG_DROPS) || tau > INT64_MAX ||
-		(int64_t) tau <= after || hash.len != HASH_BYTES || txid.len != TXID_BYTES)
+		(int64_t) tau <= after || hash.len != HASH_BYTES || txid.len != TXID_BYTES ||
+		!store_message_avoids(body, avoided))
 		return false;
 	record->tau = tau;
 	record->body = body;
@@ -65,7 +66,7 @@ plain_commit(const uint8_t *frame, size_t len, int64_t after, StoreRecord *recor
 }
 
 StoreStatus
-store_apply_feed(Store *store, StoreBytes received, StoreFed *fed)
+store_apply_feed(Store *store, StoreBytes received, StoreBytes avoided, StoreFed *fed)
 {
 	const uint8_t *data = received.data;
 	StoreRecord few[64];
@@ -94,7 +95,7 @@ store_apply_feed(Store *store, StoreBytes received, StoreFed *fed)
 			records = more;
 			room = MAX_RECORDS;
 		}
-		if (!plain_commit(frame + LENGTH_BYTES, len, after, &records[fed->records], fed))
+		if (!plain_commit(frame + LENGTH_BYTES, len, after, avoided, &records[fed->records], fed))
 			break;
 		after = fed->tau;
 		fed->records++;

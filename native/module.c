@@ -368,17 +368,24 @@ failed:
 }
 
 static PyObject *
-py_apply_feed(StoreObject *self, PyObject *argument)
+py_apply_feed(StoreObject *self, PyObject *args)
 {
 	Py_buffer	received;
+	Py_buffer	avoided = {0};
 	StoreFed	fed;
 	StoreStatus status = STORE_OK;
 	PyObject   *result = NULL;
 
-	if (!check_open(self) || PyObject_GetBuffer(argument, &received, PyBUF_SIMPLE) < 0)
+	if (!check_open(self) || !PyArg_ParseTuple(args, "y*|y*", &received, &avoided))
 		return NULL;
+	if (avoided.len % 8 != 0)
+	{
+		PyErr_SetString(PyExc_ValueError, "relation ids of 8 bytes each expected");
+		goto failed;
+	}
 	ENTER(self)
-	status = store_apply_feed(self->store, (StoreBytes) {received.buf, received.len}, &fed);
+	status = store_apply_feed(self->store, (StoreBytes) {received.buf, received.len},
+							  (StoreBytes) {avoided.buf, avoided.len}, &fed);
 	LEAVE(self)
 	if (status != STORE_OK)
 		raise_status(status);
@@ -390,6 +397,8 @@ py_apply_feed(StoreObject *self, PyObject *argument)
 							   (const char *) fed.hash, (Py_ssize_t) sizeof(fed.hash));
 failed:
 	PyBuffer_Release(&received);
+	if (avoided.obj)
+		PyBuffer_Release(&avoided);
 	return result;
 }
 
@@ -860,7 +869,7 @@ failed:
 
 static PyMethodDef store_methods[] = {
 	{"apply", (PyCFunction) (void (*) (void)) py_apply, METH_VARARGS | METH_KEYWORDS, NULL},
-	{"apply_feed", (PyCFunction) py_apply_feed, METH_O, NULL},
+	{"apply_feed", (PyCFunction) py_apply_feed, METH_VARARGS, NULL},
 	{"ingest", (PyCFunction) py_ingest, METH_VARARGS, NULL},
 	{"rollback", (PyCFunction) py_rollback, METH_VARARGS, NULL},
 	{"collect", (PyCFunction) py_collect, METH_VARARGS, NULL},

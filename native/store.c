@@ -1549,6 +1549,56 @@ store_message_relations(StoreBytes body, StoreBuffer *relids)
 	return status;
 }
 
+/* Is a sorted array of big-endian relation ids without this key's? */
+static bool
+lacks_relation(StoreBytes relids, const uint8_t *key)
+{
+	size_t		low = 0,
+				high = relids.len / 8;
+
+	while (low < high)
+	{
+		size_t		middle = low + (high - low) / 2;
+		int			order = memcmp((const uint8_t *) relids.data + middle * 8, key, 8);
+
+		if (order == 0)
+			return false;
+		if (order < 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return true;
+}
+
+bool
+store_message_avoids(StoreBytes body, StoreBytes relids)
+{
+	Mp			keys = {body.data, (const uint8_t *) body.data + body.len, false};
+	const uint8_t *last = NULL;
+	uint32_t	n,
+				i;
+	uint64_t	tag;
+
+	if (relids.len == 0)
+		return true;
+	if (find_keys(&keys, &n, &tag) != STORE_OK)
+		return false;
+	for (i = 0; i < n; i++)
+	{
+		StoreBytes	key = mp_bytes(&keys);
+
+		if (keys.bad || key.len < 8)
+			return false;
+		if (last != NULL && memcmp(last, key.data, 8) == 0)
+			continue;
+		last = key.data;
+		if (!lacks_relation(relids, last))
+			return false;
+	}
+	return true;
+}
+
 /* Add the writes of one message body to the list. */
 static StoreStatus
 collect_writes(WriteList *list, int64_t tau, StoreBytes body)

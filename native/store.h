@@ -215,10 +215,11 @@ typedef struct StoreFed
 
 /*
  * feed.c: apply the plain commits at the front of what the feed has sent, as
- * one batch, with the position of the last.  records = 0: the first message is
- * something else, or not complete.
+ * one batch, with the position of the last.  One that writes to a relation in
+ * `avoided` (store_message_avoids) is not plain.  records = 0: the first
+ * message is something else, or not complete.
  */
-extern StoreStatus store_apply_feed(Store *store, StoreBytes received, StoreFed *fed);
+extern StoreStatus store_apply_feed(Store *store, StoreBytes received, StoreBytes avoided, StoreFed *fed);
 
 /* Newest applied tau as the writer knows it. */
 extern int64_t store_applied(const Store *store);
@@ -267,5 +268,11 @@ extern StoreStatus store_size(Store *store, StoreSize *size);
  * order; one that repeats without another in between counts once.
  */
 extern StoreStatus store_message_relations(StoreBytes body, StoreBuffer *relids);
+
+/*
+ * Is the body a Commit or Ingest none of whose keys is of a relation in
+ * relids (big-endian ids, sorted)?  Without any it is not looked at: true.
+ */
+extern bool store_message_avoids(StoreBytes body, StoreBytes relids);
 
 #endif							/* AUSTRALIS_STORE_H */

@@ -45,11 +45,12 @@ class Store:
         Records at or below ``applied`` are skipped. Drops are not executed: call ``drop`` when the horizon allows it.
         """
 
-    def apply_feed(self, received: Buffer) -> tuple[int, int, int, int, int, bytes] | None:
+    def apply_feed(self, received: Buffer, avoided: Buffer = b"") -> tuple[int, int, int, int, int, bytes] | None:
         """Apply the plain commits at the front of what the feed has sent, as ``apply`` does, in one batch.
 
         Returns records, bytes, and of the last record τ, sequence, generation and hash. None: the first message is no
-        such commit (above ``applied``, without drops) or not complete; nothing was done.
+        such commit (above ``applied``, without drops, without a key of a relation in ``avoided``: ids as 8 big-endian
+        bytes each, sorted) or not complete; nothing was done.
         """
 
     def ingest(self, tau: int, body: Buffer) -> None:

@@ -351,6 +351,25 @@ def test_plain_commits_of_the_feed(store: Store) -> None:
     assert store.applied == 49990
 
 
+def test_feed_leaves_commits_that_write_to_garbage(store: Store) -> None:
+    """A relation that is being deleted gets its new rows from whoever finishes deleting it."""
+
+    def ids(*relations: int) -> bytes:
+        return b"".join(relation.to_bytes(8, "big") for relation in relations)
+
+    here, there = table_key(1), (TABLE + 5).to_bytes(8, "big") + b"1"
+    mixed = fed(1, 10, commit(10, [(here, b"x"), (there, b"y"), (here + b"1", b"z")]))
+    for avoided in (ids(TABLE), ids(TABLE + 5), ids(1, TABLE, 1 << 63), ids(1, 2, 3, TABLE - 1, TABLE + 5)):
+        assert store.apply_feed(mixed, avoided) is None
+    assert store.apply_feed(fed(1, 10, b"\xc0"), ids(1)) is None  # whose keys cannot be seen
+    with pytest.raises(ValueError, match="8 bytes"):
+        store.apply_feed(mixed, b"1234567")
+    assert store.applied < 10
+    answer = store.apply_feed(mixed, ids(1, 2, TABLE - 1, TABLE + 1, TABLE + 4, TABLE + 6, 1 << 63))
+    assert answer is not None and answer[0] == 1
+    assert store.apply_feed(fed(2, 20, commit(20, [])), ids(TABLE)) is not None
+
+
 def test_position_moves_without_records(store: Store) -> None:
     store.apply([], b"somewhere")
     assert store.meta(b"position") == b"somewhere"

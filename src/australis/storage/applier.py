@@ -354,7 +354,7 @@ class Applier:
 
         def write() -> None:
             nonlocal fed
-            fed = store.apply_feed(received)
+            fed = store.apply_feed(received, self._garbage.avoided)
 
         self._persist(write)
         if fed is None:

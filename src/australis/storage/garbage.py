@@ -37,15 +37,16 @@ class Garbage:
         saved = store.meta(META)
         self._state = msgspec.msgpack.decode(saved, type=_State) if saved is not None else _State({}, {}, {}, 0)
         self._changed = False  # not in the store yet (it was full)
+        self.avoided = _packed(self._state.due)
+        """Storage ids that are garbage, as `Store.apply_feed` takes them: a commit that writes to one concerns us."""
 
     def __len__(self) -> int:
         return len(self._state.due)
 
     @property
     def concerned(self) -> bool:
-        """May a commit without drops concern us? It does if it writes to garbage or publishes chunks."""
-        state = self._state
-        return bool(state.due or state.unpublished or self._changed)
+        """May a commit without drops that avoids garbage concern us? It does if it publishes chunks."""
+        return bool(self._state.unpublished or self._changed)
 
     def cut(self, records: Sequence[FeedRecord]) -> int | None:
         """Where a batch must be cut: before a record that writes to garbage, and around one that makes some.
@@ -145,5 +146,10 @@ class Garbage:
 
     def _save(self) -> None:
         self._changed = True
+        self.avoided = _packed(self._state.due)
         self._store.set_meta(META, msgspec.msgpack.encode(self._state))
         self._changed = False
+
+
+def _packed(relations: Iterable[int]) -> bytes:
+    return b"".join([relation.to_bytes(8, "big") for relation in sorted(relations)])

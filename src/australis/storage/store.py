@@ -19,8 +19,8 @@ class Store(Protocol):
         """Apply records in time order, atomically with the position (S1)."""
         ...
 
-    def apply_feed(self, received: memoryview) -> tuple[int, int, int, int, int, bytes] | None:
-        """Apply the plain commits at the front of what was received; None: there is none."""
+    def apply_feed(self, received: memoryview, avoided: bytes) -> tuple[int, int, int, int, int, bytes] | None:
+        """Apply the plain commits at the front of what was received, which write to none of those; None: no such."""
         ...
 
     def rollback(self, tau: int) -> None:
