@@ -14,5 +14,6 @@
 
 extern PyObject *newer_key(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 extern PyObject *note_keys(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+extern PyObject *decide_plain(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 
 #endif							/* AUSTRALIS_CONFLICTS_H */

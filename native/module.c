@@ -1247,6 +1247,7 @@ static PyMethodDef functions[] = {
 	{"message_relations", message_relations, METH_O, NULL},
 	{"newer_key", (PyCFunction) (void (*) (void)) newer_key, METH_FASTCALL, NULL},
 	{"note_keys", (PyCFunction) (void (*) (void)) note_keys, METH_FASTCALL, NULL},
+	{"decide_plain", (PyCFunction) (void (*) (void)) decide_plain, METH_FASTCALL, NULL},
 	{NULL, NULL, 0, NULL}
 };
 

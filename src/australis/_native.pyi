@@ -128,6 +128,30 @@ def note_keys(
     Returns the length of all keys together.
     """
 
+def decide_plain(
+    state: tuple[
+        int,
+        dict[bytes, int],
+        dict[bytes, int],
+        dict[int, int],
+        dict[int, int],
+        tuple[tuple[dict[bytes, int], ...], ...],
+        tuple[dict[bytes, int] | None, ...],
+        dict[bytes, int],
+    ],
+    body: bytes,
+    bound: int,
+    last: int,
+    now: int,
+    /,
+) -> tuple[int, bytes, list[bytes], bytes, int] | None:
+    """Decide a plain Commit (no checks, DDL and drops, few keys) from its bytes if nothing stands against it.
+
+    ``state``: generation, known and pending transactions, last change and last write by relation, then what
+    ``newer_key`` and ``note_keys`` take. Snapshots from ``bound`` to ``last`` are looked at. Returns τ, txid, keys,
+    modes and the length of all keys, the dictionaries having their traces; None: no decision, and nothing was changed.
+    """
+
 def page_open(path: str | PathLike[str], cluster: bytes | None = None) -> Page:
     """Map the page file; with ``cluster`` create it if missing and refuse another cluster's."""
 

@@ -2,8 +2,9 @@
 
     python -m australis.commit_process --data DIR
 
-The path of a COMMIT: `_Connection.data_received` -> `CommitService.commit` -> adjudicator (decides, at once) -> journal
-(queued) -> end of the loop's round: feed (sent), journal (one synced write) -> `_completed`: shared page, answer.
+The path of a COMMIT: `_Connection.data_received` -> `CommitService.commit_plain`, or `commit` if it is not plain ->
+adjudicator (decides, at once) -> journal (queued) -> end of the loop's round: feed (sent), journal (one synced write)
+-> `_completed`: shared page, answer.
 
 What must hold:
 - nothing is answered COMMITTED before it is durable; the page shows a time before its client hears of it (rule T3);
@@ -228,10 +229,28 @@ class CommitService:
 
     # ------------------------------------------------------------------------------------------------- decisions
 
+    def commit_plain(self, connection: _Connection, body: bytes, budget: int) -> bool:
+        """Decide a message that is a plain commit with nothing against it; False: it is not, nothing was done."""
+        if self._obstacle(len(body)) is not None:
+            return False
+        decided = self.adjudicator.commit_plain(body, self._clock.now()[0])
+        if decided is None:
+            return False
+        self._accepted(connection, 0, *decided, body, budget)
+        return True
+
+    def _accepted(self, connection: _Connection, flags: int, tau: int, txid: bytes, body: bytes, budget: int) -> None:
+        """Append a commit that was decided."""
+        position = self.journal.append(Kind.TRANSACTION, flags, tau, txid, body, self.adjudicator.ddl)
+        self._appended(position, Kind.TRANSACTION, flags, tau, txid, body, 0, connection, budget)
+        if connection.unpublished:
+            connection.unpublished.pop(txid, None)
+        self._commits += 1
+
     def commit(self, connection: _Connection, commit: Commit, body: bytes, budget: int) -> bool:
         """Decide a commit; True if it was appended (the budget is then given back when it is durable)."""
         check_commit(commit)
-        adjudicator, journal = self.adjudicator, self.journal
+        adjudicator = self.adjudicator
         obstacle = self._obstacle(len(body))
         if obstacle is None:
             verdict = adjudicator.commit(commit, self._clock.now()[0])
@@ -240,12 +259,7 @@ class CommitService:
         action = verdict.action
         if action is Action.APPEND:
             flags = (RecordFlag.DDL if commit.ddl is not None else 0) | (RecordFlag.DROPS if commit.drops else 0)
-            tau = verdict.tau
-            position = journal.append(Kind.TRANSACTION, flags, tau, commit.txid, body, adjudicator.ddl)
-            self._appended(position, Kind.TRANSACTION, flags, tau, commit.txid, body, 0, connection, budget)
-            if connection.unpublished:
-                connection.unpublished.pop(commit.txid, None)
-            self._commits += 1
+            self._accepted(connection, flags, verdict.tau, commit.txid, body, budget)
             return True
         if action is Action.REPLY:
             connection.send(CommitReply(commit.txid, verdict.outcome, verdict.tau, verdict.detail))
@@ -707,10 +721,14 @@ class _Connection(asyncio.Protocol):
         self.transport.resume_reading()
 
     def _handle(self, body: bytes) -> None:
-        message = client_decoder.decode(body)
         service = self._service
+        budget = self._budget
+        if service.commit_plain(self, body, budget):
+            self._budget = 0
+            return
+        message = client_decoder.decode(body)
         kind = type(message)
-        budget, self._budget = self._budget, 0
+        self._budget = 0
         kept = False
         if kind is Commit:
             assert isinstance(message, Commit)

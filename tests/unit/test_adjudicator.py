@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from australis._native import newer_key, note_keys
+from australis._native import decide_plain, newer_key, note_keys
 from australis.adjudicator.adjudicator import Action, Adjudicator, Verdict
 from australis.adjudicator.conflict_table import CONFLICTS, LARGE_WRITE_SET, ConflictTable
+from australis.errors import ProtocolError
 from australis.keyspace import ddl_key, relation_id, relation_prefix
-from australis.protocol.messages import Commit, Mode, ModeFlag, Outcome
+from australis.protocol.messages import Commit, Mode, ModeFlag, Outcome, check_commit, client_decoder, encode
 
 REL = relation_id(5, 16385)
 GENERATION = 3
@@ -405,3 +406,96 @@ def test_a4_many_keys_are_decided_like_few() -> None:
             assert table.conflict([*keys, key(7)], modes + bytes([mode]), 5) == key(7)
             assert table.conflict([*keys, key(7)], modes + bytes([mode]), 10) is None
             assert table.conflict([*keys, key(7)], modes + b"\x04", 5) is None
+
+
+# ------------------------------------------------------------------------------------------- plain commits, from bytes
+
+
+def state_of(a: Adjudicator) -> Any:
+    """All that later decisions depend on."""
+    table = a.table
+    return (
+        (a.last, a.ddl, a.commits, a.conflicts, a.schema_conflicts, a.refusals),
+        (a._known, list(a._order), a._pending, a._last_change, a._last_write, a._change_floor, a._write_floor),
+        (table.floor, table.size, table.merged_until, table._latest, table._merged, table._written),
+        (table._written_floor, list(table._log)),
+    )
+
+
+_modes = st.sampled_from([0, 1, 2, 3, 3, 3, 0x04 | 3, 0x08 | 1, 0x10 | 3, 0x20 | 2, 0x24])
+_commits = st.fixed_dictionaries(
+    {
+        "generation": st.sampled_from([GENERATION] * 8 + [GENERATION - 1, GENERATION + 1]),
+        "txid": st.integers(1, 30).map(lambda n: n.to_bytes(16, "big")),
+        "behind": st.sampled_from([-1, 0, 0, 0, 1, 2, 5, 1000]),
+        "keys": st.lists(st.tuples(st.integers(0, 6), st.sampled_from([REL, REL + 1]), _modes), max_size=4),
+        "relations": st.lists(st.sampled_from([REL, REL + 1, REL + 2]), max_size=3),
+        "checks": st.sampled_from([[]] * 5 + [[(key(0), key(3), 0)]]),
+        "ddl": st.sampled_from([None] * 6 + [[REL], [REL + 1]]),
+        "drops": st.sampled_from([[]] * 6 + [[REL + 9]]),
+        "now": st.integers(0, 3000),
+        "durable": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    commits=st.lists(_commits, max_size=25), limit=st.sampled_from([1500, 1 << 20]), relations=st.sampled_from([1, 50])
+)
+def test_plain_commits_are_decided_as_all_others(commits: list[Any], limit: int, relations: int) -> None:
+    """From its bytes or decoded, a commit gets the same time and leaves the same traces; in doubt it leaves none."""
+    one, other = (adjudicator(table_bytes=limit, max_relations=relations) for _ in range(2))
+    for fields in commits:
+        commit = request(
+            max(0, one.last - fields["behind"]),
+            *((key(number, relation), mode) for number, relation, mode in fields["keys"]),
+            generation=fields["generation"],
+            txid=fields["txid"],
+            values=msgspec.Raw(encode([b"value"] * len(fields["keys"]))),
+            relations=fields["relations"],
+            checks=fields["checks"],
+            ddl=(one.ddl + 1, fields["ddl"], []) if fields["ddl"] else None,
+            drops=fields["drops"],
+        )
+        before = state_of(one)
+        decided = one.commit_plain(encode(commit), fields["now"])
+        if decided is None:
+            assert state_of(one) == before
+            verdict = one.commit(commit, fields["now"])
+            expected = other.commit(commit, fields["now"])
+            assert verdict == expected
+        else:
+            expected = other.commit(commit, fields["now"])
+            assert (expected.action, expected.tau, commit.txid) == (Action.APPEND, *decided)
+            assert not (commit.checks or commit.drops or commit.ddl)
+        if expected.action is Action.APPEND and fields["durable"]:
+            one.durable(commit.txid)
+            other.durable(commit.txid)
+        assert state_of(one) == state_of(other)
+
+
+def test_plain_commits_are_taken() -> None:
+    """The way round decoding is used at all, and only for messages that are whole."""
+    a = adjudicator()
+    plain = encode(request(FLOOR, (key(1), 3), (key(2), 2), values=msgspec.Raw(encode([b"a", None])), relations=[REL]))
+    for cut in range(len(plain)):
+        assert a.commit_plain(plain[:cut], 0) is None
+        changed = bytearray(plain)
+        changed[cut] ^= 0xFF
+        try:
+            message = client_decoder.decode(changed)
+            if isinstance(message, Commit):
+                check_commit(message)
+        except (msgspec.MsgspecError, ProtocolError):
+            assert a.commit_plain(bytes(changed), 0) is None
+    assert a.commit_plain(plain + b"\xc0", 0) is None
+    a = adjudicator()
+    decided = a.commit_plain(plain, FLOOR + 7)
+    assert decided is not None and decided[0] == FLOOR + 7
+    assert a.commit_plain(plain, FLOOR + 8) is None  # a repetition
+    many = request(FLOOR, *((key(n), 3) for n in range(256)), values=msgspec.Raw(encode([b""] * 256)))
+    assert a.commit_plain(encode(many), 0) is None  # for the ways with many keys
+    for arguments in ((), (a._state, b"", 0, 0), ((), b"", 0, 0, 0), (a._state, "", 0, 0, 0)):
+        with pytest.raises(TypeError):
+            decide_plain(*arguments)

@@ -18,6 +18,7 @@ from enum import Enum
 
 import msgspec
 
+from australis._native import decide_plain
 from australis.adjudicator.conflict_table import DEFAULT_BYTES, ConflictTable
 from australis.keyspace import SystemRelation, relation_prefix
 from australis.protocol.messages import Commit, Outcome
@@ -94,9 +95,35 @@ class Adjudicator:
         self._pending: dict[bytes, int] = {}
         self._known_limit = known_limit
         self._known_floor = max(known_floor, 0)
+        # what decide_plain looks at and writes to; none of these is ever exchanged for another
+        self._state = (
+            generation,
+            self._known,
+            self._pending,
+            self._last_change,
+            self._last_write,
+            *self.table.dictionaries,
+        )
         self.commits = self.conflicts = self.schema_conflicts = self.refusals = 0
 
     # ------------------------------------------------------------------------------------------------- decisions
+
+    def commit_plain(self, body: bytes, now: int) -> tuple[int, bytes] | None:
+        """Decide the commit in a message of any kind if it is plain and nothing is against it: (tau, txid), to append.
+
+        None: nothing was done; decode it and ask `commit`, which accepts all that this accepts, and leaves the same.
+        """
+        table = self.table
+        # no snapshot at or above this is below a floor, or concerned by what was merged
+        bound = max(table.merged_until, self._change_floor)
+        decided = decide_plain(self._state, body, bound, self.last, now)
+        if decided is None:
+            return None
+        self.last, txid, keys, modes, length = decided
+        table.recorded(keys, modes, self.last, length)
+        self._bound_writes()
+        self.commits += 1
+        return self.last, txid
 
     def commit(self, commit: Commit, now: int) -> Verdict:
         """Decide a commit request at time now."""
@@ -139,12 +166,15 @@ class Adjudicator:
             if len(self._last_change) > self._max_relations:
                 self._last_change.clear()
                 self._change_floor = tau
-        if len(writes) > self._max_relations:
-            writes.clear()
-            self._write_floor = tau
+        self._bound_writes()
         self._pending[txid] = tau
         self.commits += 1
         return Verdict(Action.APPEND, Outcome.COMMITTED, tau, "")
+
+    def _bound_writes(self) -> None:
+        if len(self._last_write) > self._max_relations:
+            self._last_write.clear()
+            self._write_floor = self.last
 
     def _conflict(self, commit: Commit) -> Verdict | None:
         tau_start = commit.tau_start

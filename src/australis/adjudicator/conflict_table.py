@@ -70,10 +70,12 @@ class ConflictTable:
         self._records = tuple(None if mode & UNRECORDED else self._latest[mode & MODE_MASK] for mode in range(256))
         self._log: deque[_LogEntry] = deque()
         self._merged: dict[bytes, list[int]] = {}  # relation prefix -> latest time per mode
-        self._merged_until = floor  # largest time in _merged: newer snapshots need not look there
+        self.merged_until = floor  # largest time in _merged: newer snapshots need not look there; never below the floor
         self._written: dict[bytes, int] = {}  # relation prefix -> last write (or lock) of any key, for ranges
         self._written_floor = floor
         self.size = 0
+        self.dictionaries = self._probes, self._records, self._written
+        """For `decide_plain`; never exchanged for others."""
 
     @property
     def entries(self) -> int:
@@ -86,7 +88,7 @@ class ConflictTable:
             key = newer_key(self._probes, keys, modes, tau_start)
             if key is not None:
                 return key
-        if tau_start < self._merged_until:
+        if tau_start < self.merged_until:
             return self._merged_conflict(keys, modes, tau_start)
         return None
 
@@ -133,7 +135,7 @@ class ConflictTable:
             budget -= len(entry.keys)
             if budget < 0:
                 return lo
-        if tau_start < self._merged_until:
+        if tau_start < self.merged_until:
             prefixes = [first] if first == hi[:8] else self._merged
             for prefix in prefixes:
                 latest = self._merged.get(prefix)
@@ -147,10 +149,13 @@ class ConflictTable:
             self._merge(keys, modes, tau)
             self._written.update({key[:8]: tau for key in keys})
             return
-        written = self._written
-        size = _LOG_BYTES + len(keys) * _ENTRY_BYTES + note_keys(self._records, written, keys, modes, tau)
-        if len(written) > self._max_relations:
-            written.clear()
+        self.recorded(keys, modes, tau, note_keys(self._records, self._written, keys, modes, tau))
+
+    def recorded(self, keys: list[bytes], modes: bytes, tau: int, length: int) -> None:
+        """Do the rest of `record`: the dictionaries have the keys already, which are `length` bytes long together."""
+        size = _LOG_BYTES + len(keys) * _ENTRY_BYTES + length
+        if len(self._written) > self._max_relations:
+            self._written.clear()
             self._written_floor = tau
         self._log.append(_LogEntry(tau, keys, modes, size))
         self.size += size
@@ -186,11 +191,11 @@ class ConflictTable:
                 latest = merged[prefix] = [0, 0, 0, 0, 0]
             if tau > latest[slot]:
                 latest[slot] = tau
-        if tau > self._merged_until:
-            self._merged_until = tau
+        if tau > self.merged_until:
+            self.merged_until = tau
         if len(merged) > self._max_relations:
             merged.clear()
-            self.floor = max(self.floor, self._merged_until)
+            self.floor = max(self.floor, self.merged_until)
 
 
 def _kinds(keys: list[bytes], modes: bytes) -> set[tuple[bytes, int]]:
