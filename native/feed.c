@@ -8,13 +8,27 @@
  * what was received are applied here, as one batch; whatever else comes is left
  * to the Python side (storage/applier.py), which knows every kind of record.
  *
+ * store_follow_feed() goes on doing so with what a socket receives, since that
+ * is all that storage does for most of its life.
+ *
  * What must hold: a record that is not exactly such a commit is not touched,
  * and ends the batch in front of it.
  *
  *-------------------------------------------------------------------------
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "msgpack.h"
 #include "store.h"
@@ -109,4 +123,60 @@ store_apply_feed(Store *store, StoreBytes received, StoreBytes avoided, StoreFed
 	if (records != few)
 		free(records);
 	return status;
+}
+
+static int64_t
+monotonic_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Say on the page what is applied, and wake the backends that wait for it; then look whether we are watched. */
+static bool
+publish(StoreFollowing *f, int64_t tau)
+{
+	__atomic_store_n(f->applied, tau, __ATOMIC_RELEASE);
+	(void) syscall(SYS_futex, f->applied, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	return __atomic_load_n(f->watched, __ATOMIC_RELAXED) != 0;
+}
+
+void
+store_follow_feed(Store *store, StoreFollowing *f)
+{
+	f->left = f->batches = 0;
+	f->error = 0;
+	memset(&f->fed, 0, sizeof(f->fed));
+	while (monotonic_ns() < f->until)
+	{
+		ssize_t		n = recv(f->socket, f->buffer, f->size, 0);
+		StoreFed	fed;
+
+		if (n <= 0)
+		{
+			/* an interruption or the socket's own time limit: there is something else to do */
+			if (n == 0)
+				f->error = STORE_FEED_ENDED;
+			else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
+				f->error = errno;
+			return;
+		}
+		f->left = (size_t) n;
+		/* on an error nothing was applied: whoever does it next meets the same one, and knows what to do */
+		if (store_apply_feed(store, (StoreBytes) {f->buffer, (size_t) n}, f->avoided, &fed) != STORE_OK ||
+			fed.records == 0)
+			return;
+		f->batches++;
+		fed.records += f->fed.records;
+		n -= (ssize_t) fed.bytes;
+		memmove(f->buffer, f->buffer + fed.bytes, (size_t) n);
+		f->left = (size_t) n;
+		fed.bytes += f->fed.bytes;
+		f->fed = fed;
+		if (publish(f, fed.tau) || n > 0)
+			return;
+	}
 }

@@ -402,6 +402,53 @@ failed:
 	return result;
 }
 
+static int64_t *page_word(PyObject *page, PyObject *number, Py_buffer *view);
+
+static PyObject *
+py_follow_feed(StoreObject *self, PyObject *args)
+{
+	StoreFollowing f = {0};
+	Py_buffer	buffer;
+	Py_buffer	avoided;
+	Py_buffer	watched;
+	Py_buffer	page = {0};
+	PyObject   *page_object;
+	PyObject   *word;
+	PyObject   *result = NULL;
+	double		until;
+
+	if (!check_open(self) || !PyArg_ParseTuple(args, "iw*y*y*OOd", &f.socket, &buffer, &avoided, &watched,
+											   &page_object, &word, &until))
+		return NULL;
+	f.applied = page_word(page_object, word, &page);
+	if (f.applied == NULL)
+		goto failed;
+	if (avoided.len % 8 != 0 || watched.len < 1 || buffer.len < 1)
+	{
+		PyErr_SetString(PyExc_ValueError, "a buffer, relation ids of 8 bytes each and a flag expected");
+		goto failed;
+	}
+	f.buffer = buffer.buf;
+	f.size = (size_t) buffer.len;
+	f.avoided = (StoreBytes) {avoided.buf, (size_t) avoided.len};
+	f.watched = watched.buf;
+	f.until = (int64_t) (until * 1e9);
+	ENTER(self)
+	store_follow_feed(self->store, &f);
+	LEAVE(self)
+	result = Py_BuildValue("nnninLKKy#", (Py_ssize_t) f.fed.records, (Py_ssize_t) f.fed.bytes, (Py_ssize_t) f.batches,
+						   f.error, (Py_ssize_t) f.left, (long long) f.fed.tau,
+						   (unsigned long long) f.fed.sequence, (unsigned long long) f.fed.generation,
+						   (const char *) f.fed.hash, (Py_ssize_t) sizeof(f.fed.hash));
+failed:
+	if (page.obj)
+		PyBuffer_Release(&page);
+	PyBuffer_Release(&watched);
+	PyBuffer_Release(&avoided);
+	PyBuffer_Release(&buffer);
+	return result;
+}
+
 static PyObject *
 py_ingest(StoreObject *self, PyObject *args)
 {
@@ -870,6 +917,7 @@ failed:
 static PyMethodDef store_methods[] = {
 	{"apply", (PyCFunction) (void (*) (void)) py_apply, METH_VARARGS | METH_KEYWORDS, NULL},
 	{"apply_feed", (PyCFunction) py_apply_feed, METH_VARARGS, NULL},
+	{"follow_feed", (PyCFunction) py_follow_feed, METH_VARARGS, NULL},
 	{"ingest", (PyCFunction) py_ingest, METH_VARARGS, NULL},
 	{"rollback", (PyCFunction) py_rollback, METH_VARARGS, NULL},
 	{"collect", (PyCFunction) py_collect, METH_VARARGS, NULL},

@@ -221,6 +221,31 @@ typedef struct StoreFed
  */
 extern StoreStatus store_apply_feed(Store *store, StoreBytes received, StoreBytes avoided, StoreFed *fed);
 
+#define STORE_FEED_ENDED (-1)
+
+typedef struct StoreFollowing
+{
+	int			socket;			/* with a time limit of its own (SO_RCVTIMEO) */
+	uint8_t    *buffer;
+	size_t		size;
+	StoreBytes	avoided;
+	int64_t    *applied;		/* the page's word */
+	const uint8_t *watched;		/* return after a batch if not 0 */
+	int64_t		until;			/* CLOCK_MONOTONIC, ns */
+
+	/* results */
+	StoreFed	fed;			/* all batches together, and the last record of them */
+	size_t		batches;
+	size_t		left;			/* bytes in the buffer that are the caller's to look at */
+	int			error;			/* 0, an errno, or STORE_FEED_ENDED */
+} StoreFollowing;
+
+/*
+ * feed.c: receive, apply and publish plain commits, batch by batch, until
+ * something else comes, or it is time.
+ */
+extern void store_follow_feed(Store *store, StoreFollowing *following);
+
 /* Newest applied tau as the writer knows it. */
 extern int64_t store_applied(const Store *store);
 

@@ -53,6 +53,25 @@ class Store:
         bytes each, sorted) or not complete; nothing was done.
         """
 
+    def follow_feed(
+        self,
+        socket: int,
+        buffer: Buffer,
+        avoided: Buffer,
+        watched: Buffer,
+        page: Page | mmap,
+        word: int,
+        until: float,
+        /,
+    ) -> tuple[int, int, int, int, int, int, int, int, bytes]:
+        """Receive from the feed, ``apply_feed`` and publish τ in a word of the page, again and again.
+
+        Until something else was received, a batch was applied while the byte ``watched`` is not 0, the socket's time
+        limit has passed, or it is ``until`` (``time.monotonic()``). Returns records, bytes, batches, error, left, and
+        of the last record τ, sequence, generation and hash. ``error``: 0, an errno, or -1 if the feed ended; ``left``:
+        how many bytes of the buffer were received and not applied.
+        """
+
     def ingest(self, tau: int, body: Buffer) -> None:
         """``apply([(tau, body)])``, without moving the position. In order with the other records, like them."""
 

@@ -50,6 +50,8 @@ class SharedPage:
             if os.fstat(file.fileno()).st_size != PAGE_BYTES:
                 raise WrongClusterError(f"{path} is not a shared page; stop the cluster and delete this file")
             self._map = mmap.mmap(file.fileno(), PAGE_BYTES)
+        self.map = self._map
+        """For native functions that publish by themselves."""
         self._words = memoryview(self._map).cast("q")
         if self.load(Word.MAGIC) != MAGIC or bytes(self._map[8:24]) != cluster:
             raise WrongClusterError(f"{path} belongs to another cluster; stop the cluster and delete this file")

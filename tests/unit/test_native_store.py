@@ -6,14 +6,18 @@ to know (at or above the horizon), whatever was applied, undone, ingested, dropp
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import resource
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -23,9 +27,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from australis._native import MAX_KEY, DamagedError, FullError, Store, StoreError, TooOldError
+from australis._native import MAX_KEY, DamagedError, FullError, Store, StoreError, TooOldError, page_load
 from australis.crossbar.feed import frame_record
 from australis.journal.record import Kind, Position, RecordFlag
+from australis.page import PAGE_BYTES, Word
 from australis.protocol.frames import frame
 from australis.protocol.messages import Error, encode
 
@@ -368,6 +373,51 @@ def test_feed_leaves_commits_that_write_to_garbage(store: Store) -> None:
     answer = store.apply_feed(mixed, ids(1, 2, TABLE - 1, TABLE + 1, TABLE + 4, TABLE + 6, 1 << 63))
     assert answer is not None and answer[0] == 1
     assert store.apply_feed(fed(2, 20, commit(20, [])), ids(TABLE)) is not None
+
+
+def test_following_the_feed(store: Store) -> None:
+    """Plain commits are applied and published as they come; everything else ends it, and is left in the buffer."""
+    page = mmap.mmap(-1, PAGE_BYTES)
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 50_000))
+    buffer, watched = bytearray(1 << 16), bytearray(1)
+    empty = (0, 0, 0, 0, 0, 0, 0, 0, bytes(16))
+
+    def follow(until: float = 1e9, avoided: bytes = b"") -> tuple[int, ...]:
+        answer = store.follow_feed(ours.fileno(), buffer, avoided, watched, page, Word.APPLIED, until)
+        return answer[:8]
+
+    with ours, theirs:
+        assert store.follow_feed(ours.fileno(), buffer, b"", watched, page, Word.APPLIED, 0.0) == empty
+        assert follow() == empty[:8]  # the socket's time limit
+        records = [fed(n, n * 10, commit(n * 10, [(table_key(n), b"v")])) for n in range(1, 8)]
+        theirs.sendall(records[0] + records[1])
+        size = len(records[0])
+        assert follow() == (2, 2 * size, 1, 0, 0, 20, 2, 7)
+        assert page_load(page, Word.APPLIED) == store.applied == 20
+        claim = fed(3, 20, b"", kind=Kind.CLAIM)
+        theirs.sendall(records[2] + claim)
+        assert follow() == (1, size, 1, 0, len(claim), 30, 3, 7)
+        assert buffer.startswith(claim)
+        theirs.sendall(records[3][:20])  # a part of one
+        assert follow() == (0, 0, 0, 0, 20, 0, 0, 0)
+        assert buffer.startswith(records[3][:20])
+        theirs.sendall(records[3])
+        assert follow(avoided=TABLE.to_bytes(8, "big")) == (0, 0, 0, 0, size, 0, 0, 0)
+        watched[0] = 1
+        theirs.sendall(records[4])
+        started = time.monotonic()
+        assert follow(started + 1000) == (1, size, 1, 0, 0, 50, 5, 7)  # at once: somebody waits for it
+        for arguments in ((buffer, b"1", watched, page, 7), (b"", b"", watched, page, 7), (buffer, b"", b"", page, 7)):
+            with pytest.raises((ValueError, TypeError)):
+                store.follow_feed(ours.fileno(), *arguments, 0.0)  # type: ignore[call-arg]
+        with pytest.raises(IndexError):
+            store.follow_feed(ours.fileno(), buffer, b"", watched, page, 1 << 20, 0.0)
+        theirs.sendall(records[5])
+        theirs.close()
+        assert follow()[:4] == (1, size, 1, 0)
+        assert follow()[3] == -1
+    assert follow()[3] == errno.EBADF
 
 
 def test_position_moves_without_records(store: Store) -> None:

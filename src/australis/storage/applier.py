@@ -70,6 +70,8 @@ SNAPSHOT_BYTES = 256 << 20
 SNAPSHOT_WAIT_SECONDS = 30.0
 SNAPSHOT_RETRY_SECONDS = 60.0
 
+_FEED_ENDED = "the commit process closed the feed"
+
 log = structlog.get_logger()
 
 _Feed = Hello | FeedStart | FeedRecord | Error
@@ -117,7 +119,8 @@ class Applier:
         self._next_snapshot = 0.0
         self._bytes_since_snapshot = 0
         self.store: Store | None = None
-        self.watched = False
+        self._watched = bytearray(1)  # read without the lock of the interpreter
+        self._watched_lock = threading.Lock()
         self.state = "starting"
         self.generation = 0
         self.position = START
@@ -135,6 +138,16 @@ class Applier:
         """Stop following, mark the store as clean and close it. Blocks."""
         self._stop.set()
         self._thread.join()  # at the latest when its receive times out
+
+    @property
+    def watched(self) -> bool:
+        """Does somebody want to hear of every batch?"""
+        return bool(self._watched[0])
+
+    @watched.setter
+    def watched(self, value: bool) -> None:
+        with self._watched_lock:  # a fence: whoever sets this looks at what is applied afterwards
+            self._watched[0] = value
 
     @property
     def alive(self) -> bool:
@@ -256,16 +269,15 @@ class Applier:
                 if pending:
                     self._take(feed, merge, pending)
                 self._chores(feed)
-                try:
-                    received = feed.recv_into(view)
-                except BlockingIOError:
-                    pending = []
-                    continue
-                if not received:
-                    raise EOFError("the commit process closed the feed")
-                # a frame that has begun is the decoder's
-                taken = 0 if decoder.pending else self._take_plain(merge, view[:received])
-                pending = decoder.feed(bytes(view[taken:received])) if taken < received else []
+                pending = []
+                if decoder.pending or self._garbage.concerned:  # a frame that has begun is the decoder's
+                    received = self._receive(feed, view)
+                    taken = 0
+                else:
+                    received = self._follow_plain(feed, merge, view)
+                    taken = self._take_plain(merge, view[:received]) if received else 0
+                if taken < received:
+                    pending = decoder.feed(bytes(view[taken:received]))
 
     def _subscribe(self, feed: socket.socket, decoder: FrameDecoder) -> list[bytes]:
         """Say where we are, undo what never happened, publish; return bodies that came with the answer."""
@@ -277,7 +289,7 @@ class Applier:
         while start is None:
             received = feed.recv(1 << 16)
             if not received:
-                raise EOFError("the commit process closed the feed")
+                raise EOFError(_FEED_ENDED)
             bodies += decoder.feed(received)
             while bodies and start is None:
                 message = _decoder.decode(bodies.pop(0))
@@ -342,13 +354,45 @@ class Applier:
 
     # ----------------------------------------------------------------------------------------------------- apply
 
-    def _take_plain(self, merge: Merge[FeedRecord], received: memoryview) -> int:
-        """Apply the plain commits that come first, without a look at each; returns their bytes.
-
-        That is what storage does all day: everything else is for `_take`, which does the same for any record.
-        """
-        if self._garbage.concerned:
+    def _receive(self, feed: socket.socket, view: memoryview) -> int:
+        """Receive into the buffer; returns how much, 0 if nothing comes for the moment."""
+        try:
+            received = feed.recv_into(view)
+        except BlockingIOError:
             return 0
+        if not received:
+            raise EOFError(_FEED_ENDED)
+        return received
+
+    def _follow_plain(self, feed: socket.socket, merge: Merge[FeedRecord], view: memoryview) -> int:
+        """Apply what comes as long as it is plain commits; returns the bytes in the buffer that are not applied.
+
+        That is what storage does all day, and it does it without Python: this returns when something else has come, or
+        it is time for a chore.
+        """
+        until = min(self._next_collect, self._next_report, time.monotonic() + POLL_SECONDS)
+        records, taken, batches, error, left, tau, sequence, generation, hash = self._require().follow_feed(
+            feed.fileno(), view, self._garbage.avoided, self._watched, self._page.map, Word.APPLIED, until
+        )
+        if records:
+            self.batches += batches
+            self._note_plain(merge, records, taken, tau, Position(sequence, generation, hash))
+        self._applied()
+        if error:
+            raise EOFError(_FEED_ENDED) if error < 0 else OSError(error, os.strerror(error))
+        return left
+
+    def _note_plain(self, merge: Merge[FeedRecord], records: int, taken: int, tau: int, position: Position) -> None:
+        merge.promise(0, tau)
+        self.position = position
+        self.records += records
+        self._bytes_since_snapshot += taken
+
+    def _take_plain(self, merge: Merge[FeedRecord], received: memoryview) -> int:
+        """Apply the plain commits that come first; returns their bytes. Everything else is for `_take`.
+
+        After `_follow_plain` there are none, unless the store is full or damaged: `_persist` deals with that.
+        """
         store = self._require()
         fed: tuple[int, int, int, int, int, bytes] | None = None
 
@@ -360,12 +404,9 @@ class Applier:
         if fed is None:
             return 0
         records, taken, tau, sequence, generation, hash = fed
-        merge.promise(0, tau)
-        self.position = Position(sequence, generation, hash)
         self._publish(tau)
-        self.records += records
         self.batches += 1
-        self._bytes_since_snapshot += taken
+        self._note_plain(merge, records, taken, tau, Position(sequence, generation, hash))
         self._applied()
         return taken
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from mmap import mmap
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,20 @@ class Store(Protocol):
 
     def apply_feed(self, received: memoryview, avoided: bytes) -> tuple[int, int, int, int, int, bytes] | None:
         """Apply the plain commits at the front of what was received, which write to none of those; None: no such."""
+        ...
+
+    def follow_feed(
+        self,
+        socket: int,
+        buffer: memoryview,
+        avoided: bytes,
+        watched: bytearray,
+        page: mmap,
+        word: int,
+        until: float,
+        /,
+    ) -> tuple[int, int, int, int, int, int, int, int, bytes]:
+        """Receive, apply and publish plain commits until there is something else to do."""
         ...
 
     def rollback(self, tau: int) -> None:
