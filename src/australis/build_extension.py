@@ -270,7 +270,7 @@ def build_module(root: Path, output: Path, objects: Path) -> Path:
     if not Path(headers, "Python.h").is_file():
         raise BuildError(f"{headers} holds no Python.h: install Python's headers (Debian: python3-dev)")
     jobs.append((root / "native" / "feed.c", objects / "feed.o", own))
-    for name in ("conflicts", "module"):
+    for name in ("commits", "conflicts", "module"):
         jobs.append((root / "native" / f"{name}.c", objects / f"{name}.o", [*own, f"-I{headers}"]))
     _compile(jobs)
     _link(jobs, output)
