@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * conflicts.h
- *	  Functions of australis._native about a commit's keys; src/australis/_native.pyi
- *	  has their signatures.
+ *	  Functions of australis._native for deciding commits (conflicts.c, commits.c);
+ *	  src/australis/_native.pyi has their signatures.
  *
  *-------------------------------------------------------------------------
  */

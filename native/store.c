@@ -1549,26 +1549,10 @@ store_message_relations(StoreBytes body, StoreBuffer *relids)
 	return status;
 }
 
-/* Is a sorted array of big-endian relation ids without this key's? */
-static bool
-lacks_relation(StoreBytes relids, const uint8_t *key)
+static int
+compare_relids(const void *a, const void *b)
 {
-	size_t		low = 0,
-				high = relids.len / 8;
-
-	while (low < high)
-	{
-		size_t		middle = low + (high - low) / 2;
-		int			order = memcmp((const uint8_t *) relids.data + middle * 8, key, 8);
-
-		if (order == 0)
-			return false;
-		if (order < 0)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	return true;
+	return memcmp(a, b, sizeof(uint64_t));
 }
 
 bool
@@ -1593,7 +1577,7 @@ store_message_avoids(StoreBytes body, StoreBytes relids)
 		if (last != NULL && memcmp(last, key.data, 8) == 0)
 			continue;
 		last = key.data;
-		if (!lacks_relation(relids, last))
+		if (bsearch(last, relids.data, relids.len / sizeof(uint64_t), sizeof(uint64_t), compare_relids))
 			return false;
 	}
 	return true;

@@ -49,11 +49,10 @@ class SharedPage:
         with path.open("r+b") as file:
             if os.fstat(file.fileno()).st_size != PAGE_BYTES:
                 raise WrongClusterError(f"{path} is not a shared page; stop the cluster and delete this file")
-            self._map = mmap.mmap(file.fileno(), PAGE_BYTES)
-        self.map = self._map
-        """For native functions that publish by themselves."""
-        self._words = memoryview(self._map).cast("q")
-        if self.load(Word.MAGIC) != MAGIC or bytes(self._map[8:24]) != cluster:
+            self.map = mmap.mmap(file.fileno(), PAGE_BYTES)
+            """For native functions that publish by themselves."""
+        self._words = memoryview(self.map).cast("q")
+        if self.load(Word.MAGIC) != MAGIC or bytes(self.map[8:24]) != cluster:
             raise WrongClusterError(f"{path} belongs to another cluster; stop the cluster and delete this file")
 
     @staticmethod
@@ -71,19 +70,19 @@ class SharedPage:
 
     def load(self, word: int) -> int:
         """Read one word."""
-        return page_load(self._map, word)
+        return page_load(self.map, word)
 
     def store(self, word: int, value: int) -> None:
         """Write one word."""
-        page_store(self._map, word, value)
+        page_store(self.map, word, value)
 
     def wake(self, word: int) -> None:
         """Wake the processes that sleep until this word changes (`au_page_wait` in postgres/shmem.c)."""
-        page_wake(self._map, word)
+        page_wake(self.map, word)
 
     def publish(self, acked: int, ddl: int) -> None:
         """Write the last acknowledged time and DDL record as a pair. For the commit service only."""
-        page_store_acked(self._map, acked, ddl)
+        page_store_acked(self.map, acked, ddl)
 
     def oldest_slot(self) -> int | None:
         """Return the oldest tau_start in use by a living process; None if there is none."""
@@ -99,7 +98,7 @@ class SharedPage:
     def close(self) -> None:
         """Unmap the page."""
         self._words.release()
-        self._map.close()
+        self.map.close()
 
 
 def process_lives(pid: int) -> bool:

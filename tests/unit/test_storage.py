@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -32,7 +33,7 @@ from australis.protocol.messages import (
     any_decoder,
     encode,
 )
-from australis.storage.applier import Settings
+from australis.storage.applier import Applier, Settings
 from australis.storage.service import StorageService
 from australis.storage.snapshots import checksum, intact, write_snapshot
 from tests.unit.services import RELATION, entries, key, raw
@@ -264,6 +265,38 @@ def test_a_storage_id_that_is_used_again_keeps_its_new_rows(tmp_path: Path, how:
             assert await read(service, 310, key(1, OTHER), key(2, OTHER)) == [None, b"new"]
             await eventually(lambda: service.applier.garbage == 0)
             assert await read(service, 310, key(2, OTHER)) == [b"new"]
+
+    run(scenario)
+
+
+def test_only_commits_that_write_to_garbage_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Garbage waits for minutes: plain commits leave the short way only if they write to it, and then they must."""
+    looked_at: list[int] = []
+    take = Applier._take
+
+    def noting(applier: Applier, feed: Any, merge: Any, bodies: list[bytes]) -> None:
+        looked_at.extend(any_decoder.decode(body).sequence for body in bodies)  # type: ignore[union-attr]
+        take(applier, feed, merge, bodies)
+
+    monkeypatch.setattr(Applier, "_take", noting)
+
+    async def scenario() -> None:
+        async with storage(tmp_path / "d") as (service, feed):
+            await feed.accept(go_on(1))
+            await feed.send(
+                record(1, 1, 0, None),
+                record(2, 1, 100, commit({key(1, OTHER): b"old"})),
+                record(3, 1, 200, commit({key(1): b"y"}, drops=[OTHER])),
+            )
+            assert await service.fresh(200)
+            looked_at.clear()
+            await feed.send(record(4, 1, 300, commit({key(1): b"z"})))
+            assert await read(service, 300, key(1)) == [b"z"]
+            assert (looked_at, service.applier.garbage) == ([], 1)
+            await feed.send(record(5, 1, 400, commit({key(2, OTHER): b"new"})))
+            assert await read(service, 400, key(1, OTHER), key(2, OTHER)) == [None, b"new"]
+            assert looked_at == [5]
+            await eventually(lambda: service.applier.garbage == 0)
 
     run(scenario)
 
