@@ -65,6 +65,7 @@ CATALOG_BYTES = """
 SELECT sum(pg_total_relation_size(c.oid)) FROM pg_class c
 WHERE relnamespace = 'pg_catalog'::regnamespace AND relkind = 'r'
 """
+CHURNS_PER_SESSION = 100
 SERIALIZATION_FAILURES = ("40001", "40P01")
 
 
@@ -108,19 +109,25 @@ class Load:
                 self.reader_since = 0.0
 
     def churn(self, every: float) -> None:
-        """Make and drop tables."""
-        with self.server.connect() as connection:
-            while not self.stop.wait(every):
-                for statement in CHURN:
-                    for _ in range(100):
-                        try:
-                            connection.execute(statement)
-                            self.schema_changes += 1
-                            break
-                        except psycopg.Error as error:
-                            if error.sqlstate not in SERIALIZATION_FAILURES:
-                                raise
-                            self.aborted += 1
+        """Make and drop tables, in a new session now and then: PostgreSQL keeps a plan per foreign key it has seen."""
+        while not self.stop.is_set():
+            with self.server.connect() as connection:
+                self._churn(connection, every)
+
+    def _churn(self, connection: psycopg.Connection[tuple[object, ...]], every: float) -> None:
+        for _ in range(CHURNS_PER_SESSION):
+            if self.stop.wait(every):
+                break
+            for statement in CHURN:
+                for _ in range(100):
+                    try:
+                        connection.execute(statement)
+                        self.schema_changes += 1
+                        break
+                    except psycopg.Error as error:
+                        if error.sqlstate not in SERIALIZATION_FAILURES:
+                            raise
+                        self.aborted += 1
 
 
 def directory_size(path: Path) -> int:
