@@ -727,6 +727,8 @@ typedef enum PageWord
 	PAGE_SLOTS = 512
 } PageWord;
 
+#define PAGE_DISK_FULL	(-1)	/* PAGE_STORAGE_PID: cannot apply before there is space */
+
 extern int64 au_page_read(PageWord word);
 extern void au_page_wait(PageWord word, int64 seen, int ms);
 extern const uint8 *au_page_cluster(void);	/* 16 bytes */

@@ -1321,7 +1321,7 @@ services_there(void)
 	char		path[MAXPGPATH];
 
 	snprintf(path, sizeof(path), "%s/page", au_run_directory);
-	return access(path, F_OK) == 0 && au_page_read(PAGE_COMMIT_PID) != 0 && au_page_read(PAGE_STORAGE_PID) != 0;
+	return access(path, F_OK) == 0 && au_page_read(PAGE_COMMIT_PID) != 0 && au_page_read(PAGE_STORAGE_PID) > 0;
 }
 
 /*

@@ -28,6 +28,7 @@
 #define TAG_STATS		24
 
 #define FRESH_SPINS		50		/* looks at the page before sleeping */
+#define FULL_WAIT_MS	2000	/* for space on the disk of storage */
 #define FRESH_WAIT_MS	10		/* sleeping, look for interrupts at least this often */
 
 #define READ_OK		0
@@ -130,6 +131,28 @@ attached(void)
 	return reader;
 }
 
+static bool
+storage_is_full(void)
+{
+	return au_page_read(PAGE_STORAGE_PID) == PAGE_DISK_FULL;
+}
+
+pg_noreturn static void
+report_stale(void)
+{
+	if (storage_is_full())
+		ereport(ERROR,
+				(errcode(ERRCODE_DISK_FULL),
+				 errmsg("the disk of storage is full"),
+				 errdetail("What was committed last cannot be read before there is space."),
+				 errhint("Free space and try again.")));
+	ereport(ERROR,
+			(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+			 errmsg("the storage service is not available"),
+			 errdetail("It has not applied the newest commits in time."),
+			 errhint("It is restarted automatically; try again. \"australis status\" tells more.")));
+}
+
 /*
  * Wait until storage has applied everything at or below tau.  Usually it has:
  * the apply overlaps the journal write.
@@ -165,12 +188,8 @@ wait_fresh(Tau tau)
 		if (INSTR_TIME_IS_ZERO(start))
 			start = now;
 		INSTR_TIME_SUBTRACT(now, start);
-		if (INSTR_TIME_GET_MILLISEC(now) > au_service_timeout_ms)
-			ereport(ERROR,
-					(errcode(ERRCODE_CANNOT_CONNECT_NOW),
-					 errmsg("the storage service is not available"),
-					 errdetail("It has not applied the newest commits in time."),
-					 errhint("It is restarted automatically; try again. \"australis status\" tells more.")));
+		if (INSTR_TIME_GET_MILLISEC(now) > (storage_is_full() ? FULL_WAIT_MS : au_service_timeout_ms))
+			report_stale();
 		CHECK_FOR_INTERRUPTS();
 		au_page_wait(PAGE_APPLIED, applied, FRESH_WAIT_MS);
 	}
@@ -229,10 +248,7 @@ check_reply(MpReader *reply, int tag)
 	if (status == READ_TOO_OLD)
 		report_store(STORE_TOO_OLD);
 	if (status == READ_STALE)
-		ereport(ERROR,
-				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
-				 errmsg("the storage service is not available"),
-				 errdetail("It has not applied the newest commits in time.")));
+		report_stale();
 	ereport(ERROR, (errcode(ERRCODE_IO_ERROR), errmsg("the storage service could not read")));
 }
 

@@ -973,7 +973,8 @@ read_answer(MpReader *reply, Told *told)
 		told->tau = tau;
 		told->answer = ANSWER_COMMITTED;
 	}
-	else if (tag == TAG_COMMIT_REPLY && outcome >= OUTCOME_CONFLICT && outcome <= OUTCOME_TOO_LARGE)
+	else if (tag == TAG_COMMIT_REPLY &&
+			 ((outcome >= OUTCOME_CONFLICT && outcome <= OUTCOME_TOO_LARGE) || outcome == OUTCOME_DISK_FULL))
 	{
 		if (fields >= 5)
 			told->detail = au_mp_read_bin(reply);

@@ -21,6 +21,10 @@ PAGE_BYTES = 4096 + SLOTS * 16
 MAGIC = int.from_bytes(b"AUSPAGE1", "little", signed=True)
 
 
+DISK_FULL = -1
+"""In STORAGE_PID: storage cannot apply before there is space."""
+
+
 class Word(IntEnum):
     """Words of the page; `postgres/australis.h` has the same list."""
 

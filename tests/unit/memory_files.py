@@ -90,6 +90,10 @@ class MemoryFiles:
         with self._mutex:
             return len(self.files[path].cache)
 
+    def free(self, directory: Path) -> int:
+        with self._mutex:
+            return self.space
+
     def create_zeroed(self, path: Path, size: int) -> None:
         with self._mutex:
             if self._operation():

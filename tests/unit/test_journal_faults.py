@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from australis.errors import AustralisError, JournalError, JournalFullError, JournalLockedError
-from australis.journal.files import FilesJournal
+from australis.journal.files import LARGE_BYTES, FilesJournal
 from australis.journal.record import START, Entry, Kind
 from tests.unit.memory_files import MemoryFiles
 
@@ -211,6 +211,23 @@ def test_full_disk_refuses_then_recovers() -> None:
     assert owner.durable == sequence
     assert len(entries_of(journal)) == tau
     journal.close()
+
+
+def test_a_large_record_needs_space_for_all_of_its_segments() -> None:
+    layer = MemoryFiles()
+    owner = Owner(layer)
+    length = LARGE_BYTES + 5 * SEGMENT
+    layer.space = length
+    assert not owner.journal.admits(length)
+    assert not owner.journal.full
+    assert owner.journal.admits(500)
+    while not owner.journal.admits(length):
+        layer.space += SEGMENT
+    sequence = owner.journal.append(Kind.TRANSACTION, 0, 1, bytes(16), bytes(length), 0).sequence
+    owner.journal.flush()
+    owner.wait(sequence)
+    assert owner.durable == sequence
+    owner.journal.close()
 
 
 def test_full_disk_at_the_first_start() -> None:

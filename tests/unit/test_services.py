@@ -19,6 +19,7 @@ from australis.page import SharedPage, Word
 from australis.protocol.frames import pack_length
 from australis.protocol.messages import Drop, Error, GetReply, Hello, Outcome, ReadStatus, Stats
 from australis.protocol.messages import Get as GetMessage
+from australis.storage import check as storage_check
 from australis.storage.check import check_storage
 from tests.unit.services import RELATION, Client, Disconnected, Services, key, services, until
 
@@ -145,6 +146,25 @@ def test_nothing_acknowledged_is_lost(cluster: Services, victims: str) -> None:
     assert report.problems == []
     assert report.notes == []
     assert report.compared > 20
+
+
+def test_check_compares_as_many_of_the_newest_keys_as_it_holds(
+    cluster: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_check, "MAX_KEYS", 40)
+    cluster.start()
+    client, reader = cluster.client(), cluster.reader()
+    tau = client.number("floor_tau")
+    for numbers in (range(30), range(20, 70), range(10), range(0, 10, 3)):
+        tau = client.commit(tau, {key(number): b"%d" % len(numbers) for number in numbers}).tau
+    assert reader.get(tau, key(9)) == [b"4"]
+    assert cluster.storage is not None
+    assert cluster.storage.terminate() == 0
+    assert cluster.commit is not None
+    assert cluster.commit.terminate() == 0
+    report = check_storage(cluster.directory)
+    assert (report.problems, report.compared) == ([], 40)
+    assert report.not_compared == 30 + 10  # 0-29, when 20-69 had come, and 30-39 behind 0-9
 
 
 def test_storage_is_rebuilt_when_its_files_are_gone(cluster: Services) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,16 @@ def collect(layout: Layout, cluster: Cluster, *, running: bool) -> dict[str, Any
     content["commit"] = _ask(directory.commit_socket, directory)
     content["storage"] = _ask(directory.storage_socket, directory)
     content["memory_kb"] = memory([int(state.get("pid") or 0)])
+    content["warnings"] = list(_warnings(layout, content["commit"], content["storage"]))
     return content
+
+
+def _warnings(layout: Layout, commit: dict[str, Any], storage: dict[str, Any]) -> Iterator[str]:
+    """What the services go on with, but somebody has to mend."""
+    if commit.get("journal_full"):
+        yield f"no space left on the disk of {layout.data / 'journal'}: commits fail with 53100; free space"
+    if storage.get("state") == "disk full":
+        yield f"no space left on the disk of {layout.data / 'storage'}: new commits cannot be read yet; free space"
 
 
 def _ask(path: Path, directory: ClusterDirectory) -> dict[str, Any]:
@@ -111,7 +121,9 @@ def as_json(content: dict[str, Any]) -> str:
 
 
 def as_table(content: dict[str, Any]) -> str:
-    rows: list[tuple[str, str]] = [("state", content["state"]), ("data", content["data"])]
+    rows: list[tuple[str, str]] = [("state", content["state"])]
+    rows += [("WARNING", warning) for warning in content.get("warnings", [])]
+    rows += [("data", content["data"])]
     rows += [("cluster", f"{content['cluster']}, made {content['created']}"), ("profile", content["profile"])]
     if content.get("port"):
         rows.append(("clients", f"{content['host']}:{content['port']} (direct: 127.0.0.1:{content['direct_port']})"))

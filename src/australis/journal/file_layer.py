@@ -28,6 +28,10 @@ class FileLayer(Protocol):
         """Bytes of the file."""
         ...
 
+    def free(self, directory: Path) -> int:
+        """Bytes that may still be written on the directory's disk, as far as is known."""
+        ...
+
     def create_zeroed(self, path: Path, size: int) -> None:
         """Create a file of zeros, written and synced (not its name)."""
         ...
@@ -85,6 +89,11 @@ class OsFiles:
     def size(self, path: Path) -> int:
         """Return the file's size."""
         return path.stat().st_size
+
+    def free(self, directory: Path) -> int:
+        """Return the free space of the file system; quotas are not seen."""
+        disk = os.statvfs(directory)
+        return disk.f_bavail * disk.f_frsize
 
     def create_zeroed(self, path: Path, size: int) -> None:
         """Write zeros rather than fallocate: unwritten extents would cost metadata at every later write.

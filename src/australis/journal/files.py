@@ -91,6 +91,9 @@ INLINE_SECONDS = 0.005
 OVERHEAD = HEADER_BYTES + GROUP_BYTES + SECTOR
 """What a record may cost on disk beside its body."""
 
+LARGE_BYTES = 1 << 20
+"""From this length on a record may need several segments."""
+
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -363,13 +366,20 @@ class FilesJournal:
     def admits(self, length: int) -> bool:
         """May a record of this length be appended? False: the disk is full; nothing is lost, try again later.
 
-        While space is short only what surely fits into the current segment is admitted, so that no decided
-        transaction has to wait for space.
+        While space is short only what surely fits into the current segment is admitted, and a large record only if
+        there is space for all of its segments, so that no decided transaction has to wait for space.
         """
-        if not self._full:
+        if not self._full and length < LARGE_BYTES:
             return True
         records = 1 + length // self._part_bytes
-        return self._offset + self.queued_bytes + length + records * OVERHEAD + SECTOR <= self._size
+        beyond = self._offset + self.queued_bytes + length + records * OVERHEAD + SECTOR - self._size
+        if beyond <= 0:
+            return True
+        if self._full:
+            return False
+        usable = self._segment_bytes - BLOCK - self._part_bytes - OVERHEAD  # the next part may not fit in what is left
+        segments = -(-beyond // usable) - len(self._spares)
+        return segments <= 0 or segments * self._segment_bytes <= self._layer.free(self._directory)
 
     # ---------------------------------------------------------------------------------------------------- writer
 

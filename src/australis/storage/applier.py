@@ -32,7 +32,7 @@ from australis.cluster import ClusterDirectory
 from australis.crossbar.merge import Merge
 from australis.errors import AustralisError, ProtocolError, StorageError
 from australis.journal.record import START, Kind, Position
-from australis.page import SharedPage, Word
+from australis.page import DISK_FULL, SharedPage, Word
 from australis.protocol.frames import FrameDecoder, frame
 from australis.protocol.messages import (
     PROTOCOL_VERSION,
@@ -476,7 +476,7 @@ class Applier:
                 if self.state != "disk full":
                     log.error("storage.disk_full", error=str(error))
                 self.state = "disk full"
-                self._page.store(Word.STORAGE_PID, 0)
+                self._page.store(Word.STORAGE_PID, DISK_FULL)
                 if self._stop.wait(FULL_RETRY_SECONDS):
                     raise _StoppedError from None
             except DamagedError as error:

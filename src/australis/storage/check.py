@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from australis._native import Store as NativeStore
@@ -53,7 +54,8 @@ class _Newest:
 
     def __init__(self, until: int) -> None:
         self.until = until
-        self.keys: dict[bytes, tuple[int, bytes | None]] = {}
+        # in the order of last writes; a plain dictionary is slow to give up its first keys
+        self.keys: OrderedDict[bytes, tuple[int, bytes | None]] = OrderedDict()
         self.dropped: set[int] = set()
         self.unpublished: dict[bytes, set[int]] = {}
         self.forgotten = 0
@@ -74,12 +76,12 @@ class _Newest:
             for key, mode, value in zip(decode_keys(message), message.modes, values, strict=True):
                 if mode & (ModeFlag.LOCK_ONLY | ModeFlag.VALIDATE_ONLY):
                     continue
-                self.keys.pop(key, None)  # to the end: the dictionary is in the order of last writes
                 gone = mode & ModeFlag.DELETE or value is None
                 self.keys[key] = entry.tau, None if gone else _digest(value or b"")
+                self.keys.move_to_end(key)
             while len(self.keys) > MAX_KEYS:
                 self.forgotten += 1
-                del self.keys[next(iter(self.keys))]
+                self.keys.popitem(last=False)
 
 
 def _digest(value: bytes) -> bytes:
