@@ -100,6 +100,12 @@ def _show(result: Result) -> str:
     return ("(" + ") (".join(rows) + ")")[:_SHOWN]
 
 
+def _error(result: Result, aspect: str) -> str:
+    value = result.error.get(aspect, "")
+    # which process of a parallel query meets the error is chance
+    return re.sub(r"\n?^parallel worker$", "", value, flags=re.MULTILINE) if aspect == "context" else value
+
+
 def _compare_results(item: Item, a: Result, b: Result) -> list[Difference]:
     if item.compare is Compare.SMOKE:
         return []
@@ -108,8 +114,9 @@ def _compare_results(item: Item, a: Result, b: Result) -> list[Difference]:
         return []
     if a.error or b.error:
         for aspect in ("message", "detail", "hint", "context", "position"):
-            if a.error.get(aspect) != b.error.get(aspect) and (item.compare is Compare.ALL or aspect == "message"):
-                out.append(Difference(aspect, a.error.get(aspect, ""), b.error.get(aspect, "")))
+            left_error, right_error = _error(a, aspect), _error(b, aspect)
+            if left_error != right_error and (item.compare is Compare.ALL or aspect == "message"):
+                out.append(Difference(aspect, left_error, right_error))
         names = [
             re.sub(r"pg_temp_\d+", "pg_temp", " ".join(f"{k}={e[k]}" for k in _OBJECT if k in e))
             for e in (a.error, b.error)
