@@ -288,11 +288,11 @@ def test_only_commits_that_write_to_garbage_are_looked_at(tmp_path: Path, monkey
                 record(2, 1, 100, commit({key(1, OTHER): b"old"})),
                 record(3, 1, 200, commit({key(1): b"y"}, drops=[OTHER])),
             )
-            assert await service.fresh(200)
+            await eventually(lambda: service.applier.garbage == 1)  # counted now and then
             looked_at.clear()
             await feed.send(record(4, 1, 300, commit({key(1): b"z"})))
             assert await read(service, 300, key(1)) == [b"z"]
-            assert (looked_at, service.applier.garbage) == ([], 1)
+            assert looked_at == []
             await feed.send(record(5, 1, 400, commit({key(2, OTHER): b"new"})))
             assert await read(service, 400, key(1, OTHER), key(2, OTHER)) == [None, b"new"]
             assert looked_at == [5]
