@@ -4,9 +4,10 @@
  *	  Plain commits, from the bytes of the feed straight into the store.
  *
  * Nearly all that storage receives are commits that need no decision: they
- * follow what is applied, make no storage id garbage and write to none that is.  Those at the front of
- * what was received are applied here, as one batch; whatever else comes is left
- * to the Python side (storage/applier.py), which knows every kind of record.
+ * follow what is applied, make no storage id garbage and write to none that is.
+ * Those at the front of what was received are applied here, as one batch;
+ * whatever else comes is left to the Python side (storage/applier.py), which
+ * knows every kind of record.
  *
  * store_follow_feed() goes on doing so with what a socket receives, since that
  * is all that storage does for most of its life.
@@ -119,7 +120,7 @@ store_apply_feed(Store *store, StoreBytes received, StoreBytes avoided, StoreFed
 	memcpy(position, &fed->sequence, sizeof(uint64_t));
 	memcpy(position + sizeof(uint64_t), &fed->generation, sizeof(uint64_t));
 	memcpy(position + 2 * sizeof(uint64_t), fed->hash, HASH_BYTES);
-	status = fed->records > 0 ? store_apply(store, records, fed->records, at) : STORE_OK;
+	status = fed->records > 0 ? store_apply(store, records, fed->records, at, NULL) : STORE_OK;
 	if (records != few)
 		free(records);
 	return status;
@@ -150,7 +151,7 @@ store_follow_feed(Store *store, StoreFollowing *f)
 	f->left = f->batches = 0;
 	f->error = 0;
 	memset(&f->fed, 0, sizeof(f->fed));
-	while (monotonic_ns() < f->until)
+	do							/* however late it is: a chore that takes long must not stop what is applied */
 	{
 		ssize_t		n = recv(f->socket, f->buffer, f->size, 0);
 		StoreFed	fed;
@@ -178,5 +179,5 @@ store_follow_feed(Store *store, StoreFollowing *f)
 		f->fed = fed;
 		if (publish(f, fed.tau) || n > 0)
 			return;
-	}
+	} while (monotonic_ns() < f->until);
 }

@@ -338,25 +338,59 @@ parse_records(PyObject *argument, Records *records)
 	return true;
 }
 
+/* Names of meta records may be given as str or bytes. */
+static bool
+meta_name(PyObject *argument, StoreBytes *name)
+{
+	Py_ssize_t	len;
+
+	if (PyUnicode_Check(argument))
+	{
+		name->data = PyUnicode_AsUTF8AndSize(argument, &len);
+		name->len = len;
+		return name->data != NULL;
+	}
+	if (PyBytes_Check(argument))
+	{
+		name->data = PyBytes_AS_STRING(argument);
+		name->len = PyBytes_GET_SIZE(argument);
+		return true;
+	}
+	PyErr_SetString(PyExc_TypeError, "a meta record's name is str or bytes");
+	return false;
+}
+
 static PyObject *
 py_apply(StoreObject *self, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"records", "position", NULL};
+	static char *names[] = {"records", "position", "meta", NULL};
 	PyObject   *argument;
+	PyObject   *set = Py_None;
+	PyObject   *key = NULL;
 	Py_buffer	position = {0};
-	Records		records;
+	Py_buffer	value = {0};
+	StoreMeta	meta;
+	Records		records = {0};
 	StoreStatus status = STORE_OK;
 	PyObject   *result = NULL;
 
 	if (!check_open(self) ||
-		!PyArg_ParseTupleAndKeywords(args, kwargs, "O|z*", names, &argument, &position))
+		!PyArg_ParseTupleAndKeywords(args, kwargs, "O|z*O", names, &argument, &position, &set))
 		return NULL;
+	if (set != Py_None && !PyTuple_Check(set))
+	{
+		PyErr_SetString(PyExc_TypeError, "a meta record is a tuple (name, value)");
+		goto failed;
+	}
+	if (set != Py_None && (!PyArg_ParseTuple(set, "Oy*", &key, &value) || !meta_name(key, &meta.key)))
+		goto failed;
 	if (parse_records(argument, &records))
 	{
 		ENTER(self)
 		StoreBytes	at = {position.buf, position.len};
 
-		status = store_apply(self->store, records.items, records.n, at);
+		meta.value = (StoreBytes) {value.buf, value.len};
+		status = store_apply(self->store, records.items, records.n, at, key ? &meta : NULL);
 		LEAVE(self)
 		result = status == STORE_OK ? Py_NewRef(Py_None) : raise_status(status);
 	}
@@ -364,6 +398,8 @@ failed:
 	free_records(&records);
 	if (position.obj)
 		PyBuffer_Release(&position);
+	if (value.obj)
+		PyBuffer_Release(&value);
 	return result;
 }
 
@@ -463,7 +499,7 @@ py_ingest(StoreObject *self, PyObject *args)
 	StoreRecord record = {tau, {body.buf, body.len}};
 	StoreBytes	nowhere = {NULL, 0};
 
-	status = store_apply(self->store, &record, 1, nowhere);
+	status = store_apply(self->store, &record, 1, nowhere, NULL);
 	LEAVE(self)
 	result = status == STORE_OK ? Py_NewRef(Py_None) : raise_status(status);
 failed:
@@ -695,28 +731,6 @@ failed:
 	PyMem_Free(stats);
 	Py_DECREF(sequence);
 	return result;
-}
-
-/* Names of meta records may be given as str or bytes. */
-static bool
-meta_name(PyObject *argument, StoreBytes *name)
-{
-	Py_ssize_t	len;
-
-	if (PyUnicode_Check(argument))
-	{
-		name->data = PyUnicode_AsUTF8AndSize(argument, &len);
-		name->len = len;
-		return name->data != NULL;
-	}
-	if (PyBytes_Check(argument))
-	{
-		name->data = PyBytes_AS_STRING(argument);
-		name->len = PyBytes_GET_SIZE(argument);
-		return true;
-	}
-	PyErr_SetString(PyExc_TypeError, "a meta record's name is str or bytes");
-	return false;
 }
 
 static PyObject *

@@ -1974,8 +1974,23 @@ apply_write(Writing *w, const Write *write, bool *flush)
 	return STORE_OK;
 }
 
+/* May callers set this meta record? */
+static StoreStatus
+check_meta_key(StoreBytes key)
+{
+	static const char *const reserved[] = {"format", "cluster", "boot", "applied", "horizon", "position", "check"};
+	size_t		i;
+
+	for (i = 0; i < sizeof(reserved) / sizeof(reserved[0]); i++)
+		if (compare(key.data, key.len, reserved[i], strlen(reserved[i])) == 0)
+			return fail(STORE_FAILED, "meta record \"%s\" is the store's own", reserved[i]);
+	if (key.len == 0 || key.len > STORE_MAX_KEY || (key.len >= 6 && memcmp(key.data, "stats/", 6) == 0))
+		return fail(STORE_FAILED, "this name is not for meta records");
+	return STORE_OK;
+}
+
 StoreStatus
-store_apply(Store *store, const StoreRecord *records, size_t n, StoreBytes position)
+store_apply(Store *store, const StoreRecord *records, size_t n, StoreBytes position, const StoreMeta *meta)
 {
 	WriteList	list = {.sorted = true};
 	Writing		w;
@@ -1987,6 +2002,8 @@ store_apply(Store *store, const StoreRecord *records, size_t n, StoreBytes posit
 
 	if (position.data && position.len > MAX_POSITION)
 		return fail(STORE_FAILED, "a journal position of %zu bytes", position.len);
+	if (meta && (status = check_meta_key(meta->key)) != STORE_OK)
+		return status;
 	pthread_mutex_lock(&store->lock);
 	applied = store->applied;
 	for (i = 0; i < n && status == STORE_OK; i++)
@@ -2001,7 +2018,7 @@ store_apply(Store *store, const StoreRecord *records, size_t n, StoreBytes posit
 		status = collect_writes(&list, records[i].tau, records[i].body);
 		applied = records[i].tau;
 	}
-	if (status != STORE_OK || (applied == store->applied && !position.data))
+	if (status != STORE_OK || (applied == store->applied && !position.data && !meta))
 	{
 		pthread_mutex_unlock(&store->lock);
 		free(list.items);
@@ -2030,6 +2047,13 @@ store_apply(Store *store, const StoreRecord *records, size_t n, StoreBytes posit
 			rc = flush_pending(&w);
 			if (rc == 0)
 				rc = flush_stats(&w);
+			if (rc == 0 && meta)
+			{
+				MDB_val		k = val(meta->key.data, meta->key.len);
+				MDB_val		v = val(meta->value.data, meta->value.len);
+
+				rc = mdb_put(w.txn, store->meta, &k, &v, 0);
+			}
 			if (rc == 0)
 				rc = meta_put_state(store, w.txn, applied, store->horizon, new_position, new_position_len);
 			if (rc != 0)
@@ -2306,19 +2330,14 @@ store_drop(Store *store, uint64_t relid, size_t max_entries, bool *done)
 StoreStatus
 store_set_meta(Store *store, StoreBytes key, StoreBytes value)
 {
-	static const char *const reserved[] = {"format", "cluster", "boot", "applied", "horizon", "position", "check"};
 	Writing		w;
 	StoreStatus status;
 	MDB_val		k = val(key.data, key.len);
 	MDB_val		v = val(value.data, value.len);
-	size_t		i;
 	int			rc;
 
-	for (i = 0; i < sizeof(reserved) / sizeof(reserved[0]); i++)
-		if (compare(key.data, key.len, reserved[i], strlen(reserved[i])) == 0)
-			return fail(STORE_FAILED, "meta record \"%s\" is the store's own", reserved[i]);
-	if (key.len == 0 || key.len > STORE_MAX_KEY || (key.len >= 6 && memcmp(key.data, "stats/", 6) == 0))
-		return fail(STORE_FAILED, "this name is not for meta records");
+	if ((status = check_meta_key(key)) != STORE_OK)
+		return status;
 	pthread_mutex_lock(&store->lock);
 	status = write_begin(&w, store);
 	if (status == STORE_OK)

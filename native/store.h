@@ -194,13 +194,22 @@ typedef struct StoreRecord
 	StoreBytes	body;
 } StoreRecord;
 
+/* A meta record of the caller's, as of store_set_meta(). */
+typedef struct StoreMeta
+{
+	StoreBytes	key;
+	StoreBytes	value;
+} StoreMeta;
+
 /*
  * Apply records, in tau order, in one LMDB transaction.  Those at or below the
  * applied tau are skipped.  Commit messages keep history, Ingest messages do
  * not; Drop messages and `drops` of commits are the caller's to execute, when
- * the horizon allows it.  position.data NULL: keep the recorded one.
+ * the horizon allows it.  position.data NULL: keep the recorded one.  `meta`:
+ * a meta record to set in the same transaction, or NULL.
  */
-extern StoreStatus store_apply(Store *store, const StoreRecord *records, size_t n, StoreBytes position);
+extern StoreStatus store_apply(Store *store, const StoreRecord *records, size_t n, StoreBytes position,
+							   const StoreMeta *meta);
 
 /* What store_apply_feed() has applied; the rest is of the last record of it. */
 typedef struct StoreFed

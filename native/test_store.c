@@ -362,7 +362,7 @@ check_malformed(Store *store, int64_t tau)
 		memcpy(copy, message.data, i);
 		record.body.data = copy;
 		if (i < len - 4)
-			CHECK(store_apply(store, &record, 1, nowhere) == STORE_MALFORMED);
+			CHECK(store_apply(store, &record, 1, nowhere, NULL) == STORE_MALFORMED);
 		free(copy);
 	}
 	for (i = 0; i < 20000; i++)
@@ -376,7 +376,7 @@ check_malformed(Store *store, int64_t tau)
 		for (n = 1 + pick(3); n > 0; n--)
 			copy[pick(len)] = pick(256);
 		record.body.data = copy;
-		CHECK(store_apply(store, &record, 1, nowhere) != STORE_DAMAGED);
+		CHECK(store_apply(store, &record, 1, nowhere, NULL) != STORE_DAMAGED);
 		free(copy);
 	}
 }
@@ -443,9 +443,9 @@ main(void)
 			records[r].body.data = bodies[r];
 			records[r].body.len = message.len;
 		}
-		CHECK(store_apply(store, records, n_records, position) == STORE_OK);
+		CHECK(store_apply(store, records, n_records, position, NULL) == STORE_OK);
 		if (pick(3) == 0)
-			CHECK(store_apply(store, records, n_records, position) == STORE_OK);
+			CHECK(store_apply(store, records, n_records, position, NULL) == STORE_OK);
 		for (r = 0; r < n_records; r++)
 			free(bodies[r]);
 		CHECK(store_applied(store) == tau);

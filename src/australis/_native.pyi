@@ -39,8 +39,15 @@ class Store:
         Raises DamagedError if it has to be rebuilt, StoreError if another cluster's, in use or (read_only) absent.
         """
 
-    def apply(self, records: Iterable[tuple[int, Buffer]], position: bytes | None = None) -> None:
-        """Apply journal records (τ, body of a Commit, Ingest or Drop message) in τ order, atomically with ``position``.
+    def apply(
+        self,
+        records: Iterable[tuple[int, Buffer]],
+        position: bytes | None = None,
+        meta: tuple[str, Buffer] | None = None,
+    ) -> None:
+        """Apply journal records (τ, body of a Commit, Ingest or Drop message) in τ order.
+
+        Atomically with ``position`` and with ``meta``, the name and value of a record as of ``set_meta``.
 
         Records at or below ``applied`` are skipped. Drops are not executed: call ``drop`` when the horizon allows it.
         """

@@ -49,11 +49,13 @@ class Between:
         os.chmod(self._path, 0o777)  # the cluster may run as another user
         self._inode = self._path.stat().st_ino
         self._listener.listen(64)
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join()  # it may have accepted somebody just now
         self._listener.close()
         if self._path.exists() and self._path.stat().st_ino == self._inode:
             self._service.rename(self._path)
@@ -82,6 +84,7 @@ class Between:
                 service.connect(str(self._service))
             except OSError:  # the service is down: so are we
                 self._close(client)
+                self._close(service)
                 continue
             for source, sink, name in ((client, service, "on_request"), (service, client, "on_reply")):
                 threading.Thread(target=self._relay, args=(source, sink, name), daemon=True).start()

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from australis._native import DamagedError, FullError, Store
 from australis.cluster import ClusterDirectory, open_cluster
 from australis.journal.record import Kind, Position, RecordFlag
-from australis.page import SharedPage, Word
+from australis.page import DISK_FULL, SharedPage, Word
 from australis.protocol.frames import FrameDecoder, frame
 from australis.protocol.messages import (
     Commit,
@@ -34,6 +36,7 @@ from australis.protocol.messages import (
     encode,
 )
 from australis.storage.applier import Applier, Settings
+from australis.storage.garbage import Garbage
 from australis.storage.service import StorageService
 from australis.storage.snapshots import checksum, intact, write_snapshot
 from tests.unit.services import RELATION, entries, key, raw
@@ -265,6 +268,168 @@ def test_a_storage_id_that_is_used_again_keeps_its_new_rows(tmp_path: Path, how:
             assert await read(service, 310, key(1, OTHER), key(2, OTHER)) == [None, b"new"]
             await eventually(lambda: service.applier.garbage == 0)
             assert await read(service, 310, key(2, OTHER)) == [b"new"]
+
+    run(scenario)
+
+
+def ingest(txid: bytes, chunk: int, *relations: int, row: bytes = b"row") -> Ingest:
+    keys = [key(chunk, relation) for relation in relations]
+    values: list[bytes | None] = [row for _ in keys]
+    return Ingest(1, txid, chunk, raw([*keys]), bytes([3]) * len(keys), raw(values))
+
+
+def test_all_tables_of_a_transaction_of_an_ended_generation_are_garbage(tmp_path: Path) -> None:
+    relations = [OTHER + n for n in range(5)]
+
+    async def scenario() -> None:
+        async with storage(tmp_path / "d") as (service, feed):
+            await feed.accept(go_on(1))
+            first, second = os.urandom(16), os.urandom(16)
+            await feed.send(
+                record(1, 1, 0, None),
+                record(2, 1, 100, ingest(first, 1, *relations[:4])),
+                record(3, 1, 110, ingest(second, 1, *relations[3:])),
+            )
+            feed.acknowledge(110, 1)
+            assert await service.fresh(110)
+            assert [rows(service, relation) for relation in relations] == [1] * 5
+            await feed.send(record(4, 2, 110, None))
+            for relation in relations:
+                await eventually(lambda relation=relation: rows(service, relation) == 0)  # type: ignore[misc]
+            await eventually(lambda: service.applier.garbage == 0)
+
+    run(scenario)
+
+
+def rows(service: StorageService, relation: int) -> int:
+    """Entries of a storage id, whether anybody could read them or not."""
+    assert service.applier.store is not None
+    batch, _ = service.applier.store.scan(key(0, relation), key(1 << 40, relation), False, 1 << 60, 1 << 20, 1 << 20)
+    return len(entries(batch))
+
+
+@pytest.mark.parametrize("how", ["published", "dropped"])
+def test_what_was_settled_but_never_journaled_is_garbage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The end of a transaction is fed before it is durable. If it is lost, nobody else tells of the chunks."""
+
+    async def scenario() -> None:
+        monkeypatch.setattr(Garbage, "collect", lambda *_: False)  # not yet
+        async with storage(tmp_path / "d") as (service, feed):
+            await feed.accept(go_on(1))
+            txid = os.urandom(16)
+            end = commit({key(1): b"publishes"}, txid=txid) if how == "published" else Drop([OTHER])
+            await feed.send(record(1, 1, 0, None), record(2, 1, 100, ingest(txid, 1, OTHER)), record(3, 1, 110, end))
+            feed.acknowledge(100, 1)
+            assert await service.fresh(110)
+            previous = Position(2, 1, hash_of(2, 1))
+            await feed.accept(lambda _: FeedStart(FeedStatus.OK, 2, 100, *previous))
+            assert rows(service, OTHER) == 1
+            monkeypatch.undo()
+            await feed.send(record(3, 2, 100, None))
+            await eventually(lambda: rows(service, OTHER) == 0)
+
+    run(scenario)
+
+
+def test_a_storage_id_that_is_used_again_after_a_claim_keeps_its_new_rows(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with storage(tmp_path / "d") as (service, feed):
+            await feed.accept(go_on(1))
+            txid = os.urandom(16)
+            await feed.send(
+                record(1, 1, 0, None),
+                record(2, 1, 100, ingest(os.urandom(16), 1, OTHER, row=b"old")),
+                record(3, 2, 100, None),
+                record(4, 2, 200, ingest(txid, 2, OTHER, row=b"new")),
+                record(5, 2, 210, commit({key(9): b"publishes"}, txid=txid)),
+            )
+            feed.acknowledge(210, 2)
+            assert await read(service, 210, key(1, OTHER), key(2, OTHER)) == [None, b"new"]
+            await eventually(lambda: service.applier.garbage == 0)
+            assert await read(service, 210, key(2, OTHER)) == [b"new"]
+
+    run(scenario)
+
+
+def test_garbage_is_that_of_the_position(tmp_path: Path) -> None:
+    """What was looked at, but not applied before everything was killed, may never have been journaled."""
+    with Store(tmp_path / "store", bytes(16)) as store:
+        dropping = record(2, 1, 100, commit({key(1): b"x"}, drops=[OTHER]))
+        noted = Garbage(store).note([dropping])
+        assert noted is not None
+        assert len(Garbage(store)) == 0
+        store.apply([(100, dropping.body)], None, noted)
+        assert len(Garbage(store)) == 1
+
+
+def test_transactions_that_have_ended_are_forgotten(tmp_path: Path) -> None:
+    """Every commit that comes while there are chunks is looked at: not for ever after an abort."""
+    with Store(tmp_path / "store", bytes(16)) as store:
+        garbage = Garbage(store)
+        aborted, published = os.urandom(16), os.urandom(16)
+        garbage.note([record(1, 1, 100, ingest(aborted, 1, OTHER, OTHER + 1))])
+        garbage.note([record(2, 1, 110, ingest(published, 1, OTHER + 2, 3))])
+        assert garbage.concerned
+        garbage.note([record(3, 1, 120, Drop([OTHER, OTHER + 1]))])
+        assert garbage.concerned
+        garbage.note([record(4, 1, 130, commit({key(1): b"x"}, txid=published))])
+        assert not garbage.concerned
+        assert garbage._state.settled.keys() == {OTHER, OTHER + 1, OTHER + 2}
+        garbage.collect(120, 1000)
+        assert garbage._state.settled == {OTHER + 2: 130}
+
+
+def test_deleting_slowly_does_not_stop_what_is_applied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice that takes longer than the pause behind it."""
+
+    def collect(_: Applier) -> float:
+        time.sleep(0.002)
+        return 0.001
+
+    monkeypatch.setattr(Applier, "_collect", collect)
+
+    async def scenario() -> None:
+        async with storage(tmp_path / "d") as (service, feed):
+            await feed.accept(go_on(1))
+            await feed.send(record(1, 1, 0, None), record(2, 1, 100, commit({key(1): b"x"})))
+            feed.acknowledge(100, 1)
+            assert await read(service, 100, key(1)) == [b"x"]
+
+    run(scenario)
+
+
+def test_a_full_disk_is_no_longer_said_when_the_store_is_rebuilt_or_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("australis.storage.applier.FULL_RETRY_SECONDS", 0.001)
+    said: list[int] = []
+
+    async def scenario() -> None:
+        async with storage(tmp_path / "d") as (service, feed):
+            await feed.accept(go_on(1))
+            applier = service.applier
+            await eventually(lambda: applier.state == "following")
+            answers: list[Exception] = [FullError("no space"), DamagedError("a page")]
+
+            def write() -> None:
+                said.append(feed.page.load(Word.STORAGE_PID))
+                raise answers.pop(0) if answers else FullError("no space")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(applier, "_rebuild", lambda _: None)
+                with pytest.raises(Exception, match=r"^$") as raised:
+                    applier._persist(write)
+            assert raised.type.__name__ == "_RebuiltError"
+            assert said == [os.getpid(), DISK_FULL]
+            assert feed.page.load(Word.STORAGE_PID) == os.getpid()
+            monkeypatch.setattr(applier, "_take_plain", lambda *_: applier._persist(write))
+            await feed.send(record(1, 1, 0, None))
+            await eventually(lambda: feed.page.load(Word.STORAGE_PID) == DISK_FULL)
+        page = SharedPage(feed.directory.page, feed.directory.cluster)
+        assert page.load(Word.STORAGE_PID) == 0
+        page.close()
 
     run(scenario)
 

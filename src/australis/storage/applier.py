@@ -325,10 +325,10 @@ class Applier:
         self._publish(min(self._page.load(Word.APPLIED), start.rollback))
         if store.applied > start.rollback:
             log.info("storage.rollback", applied=store.applied, to=start.rollback)
-            store.rollback(start.rollback)
-            self._garbage.rolled_back(start.rollback)
+            self._persist(functools.partial(store.rollback, start.rollback))
         self.position = Position(start.sequence, start.record_generation, start.hash)
-        store.apply([], self.position.pack())
+        undone = self._garbage.rolled_back(start.rollback)
+        self._persist(functools.partial(store.apply, [], self.position.pack(), undone))
 
     def _start_over(self, status: FeedStatus) -> None:
         """Our position is not in the journal: go back to a snapshot, or give up if that is where we are."""
@@ -453,11 +453,8 @@ class Applier:
         last = records[-1]
         position = Position(last.sequence, last.generation, last.hash)
 
-        def write() -> None:
-            garbage.note(records)
-            store.apply(batch, position.pack())
-
-        self._persist(write)
+        noted = garbage.note(records)
+        self._persist(functools.partial(store.apply, batch, position.pack(), noted))
         self.position = position
         self._publish(store.applied)
         self.records += len(records)
@@ -480,8 +477,12 @@ class Applier:
                 if self._stop.wait(FULL_RETRY_SECONDS):
                     raise _StoppedError from None
             except DamagedError as error:
+                self._has_space()
                 self._rebuild(str(error))
                 raise _RebuiltError from None
+        self._has_space()
+
+    def _has_space(self) -> None:
         if self.state == "disk full":
             self.state = "following"
             self._page.store(Word.STORAGE_PID, os.getpid())
@@ -505,7 +506,8 @@ class Applier:
         """What has to be done now and then; every call is bounded."""
         now = time.monotonic()
         if now >= self._next_collect:
-            self._next_collect = time.monotonic() + self._collect()
+            pause = self._collect()
+            self._next_collect = time.monotonic() + pause
         if now >= self._next_report:
             self._next_report = now + REPORT_SECONDS
             self._report(feed)

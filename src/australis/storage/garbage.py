@@ -2,8 +2,9 @@
 
 Three sources: `drops` of a commit (older snapshots still read them: they go when the horizon has passed), Drop
 messages of aborted transactions and chunks of transactions that ended without publishing them (nobody reads them: they
-go at once). The state is written to the store *before* the records that cause it are applied, so that nothing is
-forgotten by a crash; executing twice is harmless. System relations are never dropped, whatever a message says.
+go at once). The state is written to the store together with the records that cause it, so that it is that of the
+store's position whatever is killed when; what a record has settled that never was journaled is open again after
+`rolled_back`. System relations are never dropped, whatever a message says.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from australis.journal.record import Kind, RecordFlag
+from australis.journal.record import NO_TXID, Kind, RecordFlag
 from australis.protocol.messages import Commit, Drop, FeedRecord, client_decoder, relations_of
 from australis.storage.store import Store
 
@@ -27,6 +28,8 @@ class _State(msgspec.Struct, array_like=True):
     caused: dict[int, int]  # storage id -> time of the record that made it garbage
     unpublished: dict[bytes, list[int]]  # transaction -> storage ids with chunks of it
     generation: int  # of those transactions
+    settled: dict[int, int] = {}  # storage id that had unpublished chunks -> time of the record that published or
+    # dropped it; until the horizon, for a record below it is journaled
 
 
 class Garbage:
@@ -36,7 +39,6 @@ class Garbage:
         self._store = store
         saved = store.meta(META)
         self._state = msgspec.msgpack.decode(saved, type=_State) if saved is not None else _State({}, {}, {}, 0)
-        self._changed = False  # not in the store yet (it was full)
         self.avoided = _packed(self._state.due)
         """Storage ids that are garbage, as `Store.apply_feed` takes them: a commit that writes to one concerns us."""
 
@@ -46,23 +48,22 @@ class Garbage:
     @property
     def concerned(self) -> bool:
         """May a commit without drops that avoids garbage concern us? It does if it publishes chunks."""
-        return bool(self._state.unpublished or self._changed)
+        return bool(self._state.unpublished)
 
     def cut(self, records: Sequence[FeedRecord]) -> int | None:
-        """Where a batch must be cut: before a record that writes to garbage, and around one that makes some.
+        """Where a batch must be cut: before a record that writes to garbage, or may once the ones before it are noted.
 
         Query processors don't give out a storage id twice, but one that was rebuilt after an abort may not know what it
         gave out before. Its new rows must not be taken for the old ones. 0: `purge` the first record; None: no cut.
         """
         due = self._state.due
+        makes = False
         for index, record in enumerate(records):
-            writes = record.kind in (Kind.TRANSACTION, Kind.INGEST)
-            if due and writes and not due.keys().isdisjoint(relations_of(record.body)):
+            if record.kind in (Kind.TRANSACTION, Kind.INGEST) and (
+                makes or (due and not due.keys().isdisjoint(relations_of(record.body)))
+            ):
                 return index
-            if record.kind == Kind.DROP or record.flags & _DROPS:
-                if index:
-                    return index
-                return 1 if len(records) > 1 else None
+            makes = makes or record.kind in (Kind.DROP, Kind.CLAIM) or bool(record.flags & _DROPS)
         return None
 
     def purge(self, record: FeedRecord) -> None:
@@ -73,12 +74,11 @@ class Garbage:
             if relation in self._state.due:
                 while not self._store.drop(relation, _PURGE_ENTRIES):
                     continue
-                del self._state.due[relation], self._state.caused[relation]
-                self._save()
+                self._deleted(relation)
 
-    def note(self, records: Iterable[FeedRecord]) -> None:
-        """Look at records that are about to be applied, in order."""
-        changed = self._changed
+    def note(self, records: Iterable[FeedRecord]) -> tuple[str, bytes] | None:
+        """Look at records that are about to be applied, in order; returns what to set with them, None: nothing."""
+        changed = False
         state = self._state
         for record in records:
             kind = record.kind
@@ -88,7 +88,8 @@ class Garbage:
                     assert isinstance(commit, Commit)
                     self._add(commit.drops, record.tau, record.tau)
                     changed = True
-                if state.unpublished and state.unpublished.pop(record.txid, None) is not None:
+                if state.unpublished and record.txid in state.unpublished:
+                    state.settled.update(dict.fromkeys(state.unpublished.pop(record.txid), record.tau))
                     changed = True
             elif kind == Kind.INGEST:
                 changed |= self._note_chunk(record)
@@ -100,34 +101,43 @@ class Garbage:
             elif kind == Kind.CLAIM and record.generation > state.generation:
                 # chunks of older generations: the floor refuses their transactions, so nobody will publish them
                 state.generation = record.generation
-                for relations in state.unpublished.values():
-                    self._add(relations, 0, record.tau)
-                state.unpublished.clear()
+                self._add(self._in_chunks(), 0, record.tau)
                 changed = True
-        if changed:
-            self._save()
+        return self._changed() if changed else None
 
     def _note_chunk(self, record: FeedRecord) -> bool:
-        known = self._state.unpublished.setdefault(record.txid, [])
-        fresh = relations_of(record.body).difference(known)
-        known.extend(relation for relation in fresh if relation >= FIRST_USER_RELATION)
+        fresh = {relation for relation in relations_of(record.body) if relation >= FIRST_USER_RELATION}
+        known = self._state.unpublished.get(record.txid, [])
+        fresh.difference_update(known)
+        if fresh:
+            self._state.unpublished[record.txid] = known + sorted(fresh)
         return bool(fresh)
 
-    def _add(self, relations: Iterable[int], due: int, tau: int) -> None:
-        for relation in relations:
-            if relation >= FIRST_USER_RELATION:
-                self._state.due[relation] = due
-                self._state.caused[relation] = tau
-                for others in self._state.unpublished.values():
-                    if relation in others:
-                        others.remove(relation)
+    def _in_chunks(self) -> set[int]:
+        return {relation for relations in self._state.unpublished.values() for relation in relations}
 
-    def rolled_back(self, tau: int) -> None:
-        """Records above tau never happened."""
+    def _add(self, relations: Iterable[int], due: int, tau: int) -> None:
+        state = self._state
+        garbage = {relation: due for relation in relations if relation >= FIRST_USER_RELATION}
+        state.due.update(garbage)
+        state.caused.update(dict.fromkeys(garbage, tau))
+        settled = garbage.keys() & self._in_chunks()
+        if settled:
+            state.settled.update(dict.fromkeys(settled, tau))
+            left = {txid: [each for each in known if each not in settled] for txid, known in state.unpublished.items()}
+            state.unpublished = {txid: known for txid, known in left.items() if known}
+
+    def rolled_back(self, tau: int) -> tuple[str, bytes]:
+        """Records above tau never happened; returns what to set with the position. A claim comes next."""
         state = self._state
         for relation in [relation for relation, caused in state.caused.items() if caused > tau]:
             del state.due[relation], state.caused[relation]
-        self._save()
+        open_again = [relation for relation, settled in state.settled.items() if settled > tau]
+        for relation in open_again:
+            del state.settled[relation]
+        if open_again:
+            state.unpublished[NO_TXID] = state.unpublished.get(NO_TXID, []) + open_again
+        return self._changed()
 
     def waits_since(self) -> int | None:
         """Time of the first record that made garbage which is still here; None if there is none."""
@@ -136,19 +146,32 @@ class Garbage:
     def collect(self, horizon: int, entries: int) -> bool:
         """Delete up to that many entries of what is due; True if more is due."""
         state = self._state
+        for journaled in [relation for relation, tau in state.settled.items() if tau <= horizon]:
+            del state.settled[journaled]
         relation = next((relation for relation, due in state.due.items() if due <= horizon), None)
         if relation is None:
             return False
         if self._store.drop(relation, entries):
-            del state.due[relation], state.caused[relation]
-            self._save()
+            self._deleted(relation)
         return True
 
-    def _save(self) -> None:
-        self._changed = True
+    def _deleted(self, relation: int) -> None:
+        """Nothing is left of it. Known only when that is written: else new rows in it might be deleted later."""
+        state = self._state
+        due = {other: tau for other, tau in state.due.items() if other != relation}
+        caused = {other: tau for other, tau in state.caused.items() if other != relation}
+        state = msgspec.structs.replace(state, due=due, caused=caused)
+        self._store.set_meta(*_encoded(state))
+        self._state = state
+        self.avoided = _packed(state.due)
+
+    def _changed(self) -> tuple[str, bytes]:
         self.avoided = _packed(self._state.due)
-        self._store.set_meta(META, msgspec.msgpack.encode(self._state))
-        self._changed = False
+        return _encoded(self._state)
+
+
+def _encoded(state: _State) -> tuple[str, bytes]:
+    return META, msgspec.msgpack.encode(state)
 
 
 def _packed(relations: Iterable[int]) -> bytes:

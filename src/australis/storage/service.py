@@ -131,6 +131,7 @@ class StorageService:
         for connection in list(self.connections):
             connection.transport.abort()
         await self._loop.run_in_executor(None, self.applier.stop)
+        self.page.store(Word.STORAGE_PID, 0)  # until then it may have met a full disk, or space
         self.executor.shutdown(wait=True)
         self._directory.storage_socket.unlink(missing_ok=True)
         self.page.close()

@@ -16,8 +16,13 @@ DATA_FILE = "data.mdb"
 class Store(Protocol):
     """One writer, any number of readers; every method may be called from any thread."""
 
-    def apply(self, records: Iterable[tuple[int, bytes]], position: bytes | None = None) -> None:
-        """Apply records in time order, atomically with the position (S1)."""
+    def apply(
+        self,
+        records: Iterable[tuple[int, bytes]],
+        position: bytes | None = None,
+        meta: tuple[str, bytes] | None = None,
+    ) -> None:
+        """Apply records in time order, atomically with the position (S1) and a record about the store."""
         ...
 
     def apply_feed(self, received: memoryview, avoided: bytes) -> tuple[int, int, int, int, int, bytes] | None:
