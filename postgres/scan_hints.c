@@ -132,7 +132,8 @@ fixed_value(Expr *expr, Oid type, EState *estate, Datum *value)
 
 		if (params == NULL || id <= 0 || id > params->numParams)
 			return false;
-		given = params->paramFetch ? params->paramFetch(params, id, false, &workspace) : &params->params[id - 1];
+		/* speculative: the scan may never run, and then nobody may have assigned the parameter */
+		given = params->paramFetch ? params->paramFetch(params, id, true, &workspace) : &params->params[id - 1];
 		*value = given->value;
 		return !given->isnull && given->ptype == type;
 	}
@@ -201,7 +202,7 @@ append_equal(StringInfo key, const Equality *equality, const KeyColumn *column)
 static void
 hint_keys(ScanState *scan, AustralisTupleTableSlot *slot, EState *estate)
 {
-	const TableLayout *layout;
+	TableLayout layout;
 	Equality	equalities[INDEX_MAX_KEYS];
 	int			n = 0;
 	int			columns = 0;
@@ -218,19 +219,20 @@ hint_keys(ScanState *scan, AustralisTupleTableSlot *slot, EState *estate)
 	}
 	if (n == 0)
 		return;
-	layout = au_table_layout(scan->ss_currentRelation);
+	/* a copy: looking up types may accept invalidations */
+	layout = *au_table_layout(scan->ss_currentRelation);
 	/* without its primary key a row keeps its place when columns change */
-	if (layout->hidden || !layout->decided || !layout->has_primary)
+	if (layout.hidden || !layout.decided || !layout.has_primary)
 		return;
 
 	initStringInfoExt(&from, 64);
 	au_key_append_relid(&from, au_relid(scan->ss_currentRelation));
-	for (bool found = true; found && columns < layout->ncolumns;)
+	for (bool found = true; found && columns < layout.ncolumns;)
 	{
 		found = false;
 		for (int i = 0; i < n && !found; i++)
-			found = equalities[i].attnum == layout->attnums[columns] &&
-				append_equal(&from, &equalities[i], &layout->columns[columns]);
+			found = equalities[i].attnum == layout.attnums[columns] &&
+				append_equal(&from, &equalities[i], &layout.columns[columns]);
 		if (found)
 			columns++;
 	}

@@ -393,6 +393,7 @@ def test_deleting_slowly_does_not_stop_what_is_applied(tmp_path: Path, monkeypat
     async def scenario() -> None:
         async with storage(tmp_path / "d") as (service, feed):
             await feed.accept(go_on(1))
+            await eventually(lambda: service.applier.state == "following")
             await feed.send(record(1, 1, 0, None), record(2, 1, 100, commit({key(1): b"x"})))
             feed.acknowledge(100, 1)
             assert await read(service, 100, key(1)) == [b"x"]

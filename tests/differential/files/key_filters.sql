@@ -274,3 +274,31 @@ COMMIT;
 SELECT * FROM one WHERE id = 12;
 DROP TABLE one, two, small;
 DROP FUNCTION seen(int), late(int);
+
+-- a parameter of a scan that does not run may have no value yet: nobody may ask for it
+CREATE TABLE kf_flag (flag boolean);
+CREATE TABLE kf_lazy (id int PRIMARY KEY, v text);
+INSERT INTO kf_lazy VALUES (1, 'one'), (2, 'two');
+INSERT INTO kf_flag VALUES (true);
+CREATE FUNCTION kf_lazily(known boolean) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+  r record;
+  x text;
+BEGIN
+  IF known THEN
+    SELECT 2 AS id INTO r;
+  END IF;
+  x := (SELECT CASE WHEN s.flag THEN (SELECT v FROM kf_lazy WHERE id = r.id) END FROM kf_flag s);
+  RETURN coalesce(x, 'nothing');
+END $$;
+SET enable_indexscan = off;
+SET enable_bitmapscan = off;
+SELECT kf_lazily(true);
+UPDATE kf_flag SET flag = false;
+SELECT kf_lazily(true);
+SELECT kf_lazily(false);
+UPDATE kf_flag SET flag = true;
+SELECT kf_lazily(false);
+SELECT kf_lazily(true);
+RESET enable_indexscan;
+RESET enable_bitmapscan;
