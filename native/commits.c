@@ -185,13 +185,13 @@ admissible(PyObject *module, PyObject *const *state, const PlainCommit *c, PyObj
 
 /* Leave the traces of a commit at tau; returns the length of its keys. */
 static PyObject *
-leave_traces(PyObject *module, PyObject *const *state, const PlainCommit *c, PyObject *txid, PyObject *keys,
-			 PyObject *modes, PyObject *tau)
+leave_traces(PyObject *module, PyObject *const *state, const PlainCommit *c, PyObject *keys, PyObject *modes,
+			 PyObject *tau)
 {
 	PyObject   *note[] = {state[RECORDS], state[WRITTEN], keys, modes, tau};
 	PyObject   *size = note_keys(module, note, 5);
 
-	if (size != NULL && (!note_relations(c, state[WRITES], tau) || PyDict_SetItem(state[PENDING], txid, tau) < 0))
+	if (size != NULL && !note_relations(c, state[WRITES], tau))
 		Py_CLEAR(size);
 	return size;
 }
@@ -251,8 +251,13 @@ decide_plain(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 	if (admitted == 0)
 		result = Py_NewRef(Py_None);
 	else if (admitted > 0 && (tau = PyLong_FromLongLong(now > last + 1 ? now : last + 1)) != NULL &&
-			 (size = leave_traces(module, state, &c, txid, keys, modes, tau)) != NULL)
+			 (size = leave_traces(module, state, &c, keys, modes, tau)) != NULL)
+	{
 		result = PyTuple_Pack(5, tau, txid, keys, modes, size);
+		/* last: without memory there is no commit, and nothing may wait for its end */
+		if (result != NULL && PyDict_SetItem(state[PENDING], txid, tau) < 0)
+			Py_CLEAR(result);
+	}
 	Py_XDECREF(txid);
 	Py_XDECREF(modes);
 	Py_XDECREF(keys);

@@ -113,6 +113,7 @@ class Applier:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="storage-applier", daemon=True)
         self._snapshotting: threading.Thread | None = None
+        self._snapshot_covers: int | None = None  # bytes of the journal in a new snapshot, said by its thread
         self._trim_to = 0
         self._restored_nothing = False  # to rebuild the store once more would end the same
         self._damage: str | None = None  # found by the snapshot thread
@@ -306,6 +307,8 @@ class Applier:
         self._page.store(Word.HORIZON, store.horizon)
         self._applied()
         self._trim_to = trim_position(self._directory.snapshots, self._directory.cluster)
+        if not self.snapshot_running:
+            self._snapshot_covers = None  # counted here
         # so that a journal that many short runs have written is bounded too
         covered = self._settings.snapshot_bytes * len(
             list_snapshots(self._directory.snapshots, self._directory.cluster)
@@ -563,6 +566,11 @@ class Applier:
             if running.is_alive():
                 return
             self._snapshotting = None
+            if self._snapshot_covers is not None:
+                self._bytes_since_snapshot -= self._snapshot_covers
+                self._snapshot_covers = None
+                self._next_snapshot = 0.0
+                self._trim_to = trim_position(self._directory.snapshots, self._directory.cluster)
         size = self._require().size()
         used = (size["file_pages"] - size["free_pages"]) * size["page_size"]
         # copying a large store for every 256 MB of journal would cost more than the journal it frees
@@ -593,10 +601,8 @@ class Applier:
         if snapshot is None:
             log.info("storage.snapshot_discarded")
             return
-        self._bytes_since_snapshot -= covered
-        self._next_snapshot = 0.0
+        self._snapshot_covers = covered
         self.snapshots += 1
-        self._trim_to = trim_position(directory.snapshots, directory.cluster)
         log.info(
             "storage.snapshot",
             tau=snapshot.tau,
