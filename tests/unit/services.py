@@ -291,7 +291,7 @@ def services(data: Path) -> Iterator[Services]:
         both.close()
 
 
-def until(what: str, condition: object, seconds: float = 30.0) -> None:
+def until(what: str, condition: object, seconds: float = 90.0) -> None:
     """Ask again and again until a condition of another process holds."""
     assert callable(condition)
     deadline = time.monotonic() + seconds

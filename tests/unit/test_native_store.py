@@ -593,7 +593,7 @@ def test_readers_in_other_processes(tmp_path: Path) -> None:
         f"""
         with Store({str(path)!r}, CLUSTER, read_only=True) as store:
             seen = set()
-            while len(seen) < 200:
+            while len(seen) < 50:
                 tau = store.applied
                 rows = list(entries(store.scan(b"", b"", False, tau, 1000, 1 << 20)[0]))
                 assert [row[1] for row in rows] == [str(tau).encode() * 20] * 50, (tau, rows)

@@ -142,7 +142,7 @@ async def read(service: StorageService, tau: int, *keys: bytes) -> list[bytes | 
 async def eventually(condition: Callable[[], bool]) -> None:
     """Ask again and again: what is asked for happens in the applier's thread, which tells nobody."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + 20
+    deadline = loop.time() + 60
     while not condition():
         assert loop.time() < deadline, "never happened"
         await asyncio.sleep(0.01)
