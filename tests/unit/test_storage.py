@@ -123,7 +123,7 @@ def make_cluster(data: Path) -> ClusterDirectory:
 async def storage(data: Path, **settings: float) -> AsyncIterator[tuple[StorageService, Feed]]:
     directory = make_cluster(data)
     feed = Feed(directory)
-    service = StorageService(directory, Settings(**settings), fresh_seconds=5)  # type: ignore[arg-type]
+    service = StorageService(directory, Settings(**settings), fresh_seconds=30)  # type: ignore[arg-type]
     await service.start()
     try:
         yield service, feed
