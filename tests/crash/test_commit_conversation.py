@@ -158,6 +158,56 @@ def test_a_garbled_answer_is_resolved(world: World, how: str) -> None:
     assert world.rows() == [1]
 
 
+REFUSALS = {
+    Outcome.CONFLICT: ("40001", "OC000"),
+    Outcome.SCHEMA_CONFLICT: ("40001", "OC001"),
+    Outcome.REFUSED: ("40001", "refused the transaction"),
+    Outcome.TOO_LARGE: ("54000", "too large"),
+    Outcome.DISK_FULL: ("53100", "disk of the journal is full"),
+}
+
+
+@pytest.mark.parametrize("outcome", REFUSALS)
+def test_every_refusal_has_its_code(world: World, outcome: Outcome) -> None:
+    """And ends the conversation: nobody asks what became of a transaction that was refused."""
+    asked: list[int] = []
+
+    def request(tag: int, body: bytes) -> Passed:
+        asked.append(tag)
+        return [body]
+
+    with Between(world.run) as between, world.session() as connection:
+        between.on_request = request
+        # what the service really answered is exchanged, so the row is there
+        between.on_reply = lambda tag, body: [reply_to(body, outcome, 0)] if tag == COMMIT_REPLY else [body]
+        with pytest.raises(psycopg.Error) as raised:
+            insert(connection)
+        code, words = REFUSALS[outcome]
+        assert raised.value.sqlstate == code
+        assert words in str(raised.value)
+        between.on_reply = passes
+        insert(connection, 2)
+    assert RESOLVE not in asked
+
+
+@pytest.mark.parametrize(("outcome", "code"), [(Outcome.REFUSED, "40001"), (Outcome.DISK_FULL, "53100")])
+def test_a_refused_chunk_has_its_code(world: World, outcome: Outcome, code: str) -> None:
+    def refuse(tag: int, body: bytes) -> Passed:
+        if tag != INGEST_REPLY:
+            return [body]
+        reply = decoded(body)
+        assert isinstance(reply, IngestReply)
+        return [encode(IngestReply(reply.txid, reply.seq, outcome, 0))]
+
+    with Between(world.run) as between, world.session("10s") as connection:
+        between.on_reply = refuse
+        with pytest.raises(psycopg.Error) as raised:
+            connection.execute(CHUNKS)
+        assert raised.value.sqlstate == code
+        insert(connection)
+    assert world.rows() == [1]
+
+
 def test_nothing_but_garbage_is_unknown(world: World) -> None:
     with Between(world.run) as between, world.session("300ms") as connection:
         between.on_reply = lambda tag, body: [b"\xc1"] if tag in (COMMIT_REPLY, RESOLVE_REPLY) else [body]

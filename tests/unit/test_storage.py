@@ -364,6 +364,21 @@ def test_garbage_is_that_of_the_position(tmp_path: Path) -> None:
         assert len(Garbage(store)) == 1
 
 
+def test_garbage_is_remembered(tmp_path: Path) -> None:
+    """Nothing tells of it again: the records are below the position."""
+
+    async def scenario() -> None:
+        async with storage(tmp_path / "d") as (service, feed):
+            await feed.accept(go_on(1))
+            await feed.send(record(1, 1, 0, None), record(2, 1, 100, commit({key(1): b"x"}, drops=[OTHER])))
+            await eventually(lambda: service.applier.garbage == 1)
+        async with storage(tmp_path / "d") as (service, feed):
+            assert (await feed.accept(go_on(1))).sequence == 2
+            await eventually(lambda: service.applier.garbage == 1)
+
+    run(scenario)
+
+
 def test_transactions_that_have_ended_are_forgotten(tmp_path: Path) -> None:
     """Every commit that comes while there are chunks is looked at: not for ever after an abort."""
     with Store(tmp_path / "store", bytes(16)) as store:
