@@ -88,6 +88,16 @@ typedef struct Ingested
 	struct Ingested *next;
 } Ingested;
 
+/*
+ * A storage id created in this transaction that has chunks in storage, and the
+ * nesting level of the (sub)transaction whose it is now; 0: it rolled back.
+ */
+typedef struct IngestedStorage
+{
+	uint64		relid;			/* first: lists of these are also lists of uint64 * */
+	int			level;
+} IngestedStorage;
+
 typedef enum CommitState
 {
 	COMMIT_NONE,
@@ -105,7 +115,7 @@ static uint64 serial = 1;
 
 static MemoryContext xact_context = NULL;
 static List *noted_relations = NIL; /* of uint64 * */
-static List *ingested_relids = NIL; /* of uint64 * */
+static List *ingested_relids = NIL; /* of IngestedStorage * */
 static List *dropped_relids = NIL;	/* of uint64 *; beside PostgreSQL's own list */
 static Ingested *ingested = NULL;
 static int64 ingest_seq = 0;
@@ -449,6 +459,39 @@ au_has_ingested(RelId relid)
 }
 
 static void
+note_storage_ingested(RelId relid)
+{
+	IngestedStorage *storage;
+	MemoryContext old;
+
+	foreach_ptr(IngestedStorage, known, ingested_relids)
+	{
+		if (known->relid != relid)
+			continue;
+		if (known->level == 0)
+			elog(ERROR, "a storage id was given out twice in one transaction");
+		return;
+	}
+	old = MemoryContextSwitchTo(get_context());
+	storage = palloc(sizeof(IngestedStorage));
+	storage->relid = relid;
+	storage->level = GetCurrentTransactionNestLevel();
+	ingested_relids = lappend(ingested_relids, storage);
+	MemoryContextSwitchTo(old);
+}
+
+/* The subtransaction at this level has ended. */
+static void
+ingested_subxact_end(int level, bool committed)
+{
+	foreach_ptr(IngestedStorage, storage, ingested_relids)
+	{
+		if (storage->level >= level)
+			storage->level = committed ? level - 1 : 0;
+	}
+}
+
+static void
 note_ingested(RelId relid, CommandId cid, Tau tau)
 {
 	Ingested   *i;
@@ -593,8 +636,7 @@ ingest_chunk(const IngestEntry *entries, int n, CommandId cid)
 	in_flight[nin_flight].seq = ingest_seq;
 	nin_flight++;
 	/* garbage of an abort includes what is on its way */
-	if (!list_has(ingested_relids, pg_ntoh64(relid)))
-		ingested_relids = list_add(ingested_relids, pg_ntoh64(relid));
+	note_storage_ingested(pg_ntoh64(relid));
 	ingest_wait(sent ? INGEST_WINDOW : 0);
 }
 
@@ -840,14 +882,22 @@ append_names(StringInfo msg, List *names)
 		au_mp_int(msg, (int64) *(uint64 *) lfirst(lc));
 }
 
-/* Storage ids whose files PostgreSQL will delete at commit. */
+/* Storage ids whose files PostgreSQL will delete at commit, and those that rolled back with a subtransaction. */
 static void
 append_drops(StringInfo msg)
 {
 	RelFileLocator *files;
 	int			n = smgrGetPendingDeletes(true, &files);
+	int			rolled_back = 0;
 
-	au_mp_array(msg, n + list_length(dropped_relids));
+	foreach_ptr(IngestedStorage, storage, ingested_relids)
+		rolled_back += storage->level == 0;
+	au_mp_array(msg, n + rolled_back + list_length(dropped_relids));
+	foreach_ptr(IngestedStorage, storage, ingested_relids)
+	{
+		if (storage->level == 0)
+			au_mp_int(msg, (int64) storage->relid);
+	}
 	foreach_ptr(uint64, relid, dropped_relids)
 		au_mp_int(msg, (int64) *relid);
 	for (int i = 0; i < n; i++)
@@ -1166,6 +1216,21 @@ notify_limit_again(void)
 	notify_queue_pages = 0;
 }
 
+/* Tell storage that what a transaction ingested and will not publish is garbage. */
+static void
+send_garbage(void)
+{
+	StringInfoData msg;
+
+	if (ingested_relids == NIL || au_service_generation(AU_COMMIT_SERVICE) < 0)
+		return;
+	initStringInfo(&msg);
+	au_mp_array(&msg, 2);
+	au_mp_int(&msg, TAG_DROP);
+	append_names(&msg, ingested_relids);
+	au_send_unanswered(AU_COMMIT_SERVICE, &msg);
+}
+
 static void
 pre_commit(void)
 {
@@ -1194,12 +1259,15 @@ pre_commit(void)
 	if (!has_ddl && au_wb_is_empty())
 	{
 		pfree(ddl_record.data);
+		/* no catalog knows of a storage id that is new */
+		ingest_wait(0);
+		send_garbage();
 		return;
 	}
 
 	/* whatever was bulk-loaded goes the cheap way to its end */
-	foreach_ptr(uint64, relid, ingested_relids)
-		flush_relid(*relid, NULL);
+	foreach_ptr(IngestedStorage, storage, ingested_relids)
+		flush_relid(storage->relid, NULL);
 
 	ingest_wait(0);
 
@@ -1209,7 +1277,10 @@ pre_commit(void)
 	initStringInfo(&b.values);
 	au_wb_walk(build_entry, &b);
 	if (!has_ddl && !b.writes)
+	{
+		send_garbage();
 		return;					/* rule A7; memory goes with the transaction */
+	}
 
 	if (has_ddl)
 	{
@@ -1336,21 +1407,6 @@ au_commit_autonomous(Bytes key, Bytes value)
 	pfree(msg.data);
 }
 
-/* Tell storage that what an aborted transaction ingested is garbage. */
-static void
-send_garbage(void)
-{
-	StringInfoData msg;
-
-	if (ingested_relids == NIL || au_service_generation(AU_COMMIT_SERVICE) < 0)
-		return;
-	initStringInfo(&msg);
-	au_mp_array(&msg, 2);
-	au_mp_int(&msg, TAG_DROP);
-	append_names(&msg, ingested_relids);
-	au_send_unanswered(AU_COMMIT_SERVICE, &msg);
-}
-
 static void
 end_transaction(void)
 {
@@ -1447,11 +1503,13 @@ subxact_callback(SubXactEvent event, SubTransactionId mine, SubTransactionId par
 		case SUBXACT_EVENT_ABORT_SUB:
 			au_wb_subxact_abort(GetCurrentTransactionNestLevel());
 			au_ddl_subxact_end(GetCurrentTransactionNestLevel(), false);
+			ingested_subxact_end(GetCurrentTransactionNestLevel(), false);
 			serial++;
 			break;
 		case SUBXACT_EVENT_COMMIT_SUB:
 			au_wb_subxact_commit(GetCurrentTransactionNestLevel());
 			au_ddl_subxact_end(GetCurrentTransactionNestLevel(), true);
+			ingested_subxact_end(GetCurrentTransactionNestLevel(), true);
 			break;
 		default:
 			break;

@@ -38,6 +38,7 @@ from tests.unit.services import Client, until
 COMMIT, COMMIT_REPLY, RESOLVE, RESOLVE_REPLY, INGEST, INGEST_REPLY, DROP = 2, 3, 4, 5, 6, 7, 8
 CHUNKS = "CREATE TABLE fresh AS SELECT g AS id, repeat('x', 1000) AS pad FROM generate_series(1, 40000) g"
 """Is loaded in several chunks of 8 MB."""
+FILL = CHUNKS.replace("CREATE TABLE fresh AS", "INSERT INTO fresh")
 
 
 class World:
@@ -416,6 +417,48 @@ def test_a_lost_chunk_ends_the_transaction(world: World, lost: str) -> None:
         assert connection.execute("SELECT to_regclass('fresh')").fetchone() == (None,)
     until("what was loaded is collected", lambda: world.stored(relation) == 0)
     assert world.rows() == [1]
+
+
+ENDS = {
+    "rolled back, and something else is committed": ["ROLLBACK TO a", "INSERT INTO talk VALUES (1)"],
+    "rolled back, and nothing is committed": ["ROLLBACK TO a"],
+    "rolled back above": ["RELEASE a", "ROLLBACK TO outside", "INSERT INTO talk VALUES (1)"],
+    "dropped": ["DROP TABLE fresh"],
+    "dropped beside a write": ["DROP TABLE fresh", "INSERT INTO talk VALUES (1)"],
+    "truncated": ["TRUNCATE fresh"],
+    "a truncation rolled back": ["RELEASE a", "SAVEPOINT b", "TRUNCATE fresh", FILL, "ROLLBACK TO b", "TRUNCATE fresh"],
+}
+
+
+@pytest.fixture(scope="module")
+def brief() -> Iterator[World]:
+    """Keeps what is deleted for a second only."""
+    with temporary_directory("brief") as directory:
+        made = AustralisCluster(
+            directory, driver=os.environ.get("AUSTRALIS_STORAGE_DRIVER"), settings={"retention": 1.0}
+        )
+        try:
+            yield World(made, made.start())
+        finally:
+            made.stop()
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_what_a_committed_transaction_leaves_behind_is_collected(brief: World, how: str) -> None:
+    with brief.session("10s") as connection:
+        connection.execute("DROP TABLE IF EXISTS talk, fresh")
+        connection.execute("CREATE TABLE talk (id int PRIMARY KEY)")
+        for statement in ("BEGIN", "SAVEPOINT outside", "SAVEPOINT a", CHUNKS):
+            connection.execute(statement.encode())
+        left = {relation_of(connection, "fresh")}
+        assert all(brief.stored(relation) for relation in left)
+        for statement in ENDS[how]:
+            connection.execute(statement.encode())
+            if statement == FILL:
+                left.add(relation_of(connection, "fresh"))
+        connection.execute("COMMIT")
+        for relation in left:
+            until("what was loaded is collected", lambda relation=relation: brief.stored(relation) == 0)
 
 
 def test_a_service_killed_before_it_hears_of_garbage(world: World) -> None:

@@ -379,6 +379,51 @@ def test_garbage_is_remembered(tmp_path: Path) -> None:
     run(scenario)
 
 
+def apply(store: Store, garbage: Garbage, *records: FeedRecord) -> None:
+    """As the applier does, one by one."""
+    for each in records:
+        if garbage.cut([each]) == 0:
+            garbage.purge(each)
+        batch = [(each.tau, each.body)] if each.kind != Kind.CLAIM else []
+        store.apply(batch, None, garbage.note([each]))
+
+
+def rolled_back(store: Store, garbage: Garbage, tau: int) -> None:
+    store.rollback(tau)
+    store.apply([], bytes(32), garbage.rolled_back(tau))
+
+
+@pytest.mark.parametrize("first", ["drop", "claim"])
+@pytest.mark.parametrize("again", ["drop", "commit"])
+def test_dropped_again_by_what_never_was_journaled(tmp_path: Path, first: str, again: str) -> None:
+    """A backend drops at its abort, the commit process once more when the connection ends."""
+    with Store(tmp_path / "store", bytes(16)) as store:
+        garbage = Garbage(store)
+        apply(store, garbage, record(1, 1, 0, None), record(2, 1, 100, ingest(os.urandom(16), 1, OTHER)))
+        apply(store, garbage, record(3, 1, 110, Drop([OTHER])) if first == "drop" else record(3, 2, 100, None))
+        lost = Drop([OTHER]) if again == "drop" else commit({key(1): b"x"}, drops=[OTHER])
+        durable = store.applied
+        apply(store, garbage, record(4, 2, 130, lost))
+        rolled_back(store, garbage, durable)
+        apply(store, garbage, record(4, 3, durable, None))
+        while garbage.collect(110, 1000):
+            continue
+        assert len(garbage) == 0
+        assert store.scan(key(0, OTHER), key(1 << 40, OTHER), False, 1 << 60, 10, 1 << 20)[0] == b""
+
+
+def test_published_chunks_are_nobody_elses_garbage(tmp_path: Path) -> None:
+    """A storage id that was used again while chunks of another transaction were in it."""
+    with Store(tmp_path / "store", bytes(16)) as store:
+        garbage = Garbage(store)
+        txid = os.urandom(16)
+        apply(store, garbage, record(1, 1, 0, None), record(2, 1, 100, ingest(os.urandom(16), 1, OTHER)))
+        apply(store, garbage, record(3, 1, 110, ingest(txid, 1, OTHER, row=b"new")))
+        apply(store, garbage, record(4, 1, 120, commit({key(1): b"publishes"}, txid=txid)), record(5, 2, 120, None))
+        assert not garbage.collect(120, 1000)
+        assert len(entries(store.scan(key(0, OTHER), key(1 << 40, OTHER), False, 1 << 60, 10, 1 << 20)[0])) == 1
+
+
 def test_transactions_that_have_ended_are_forgotten(tmp_path: Path) -> None:
     """Every commit that comes while there are chunks is looked at: not for ever after an abort."""
     with Store(tmp_path / "store", bytes(16)) as store:

@@ -89,7 +89,7 @@ class Garbage:
                     self._add(commit.drops, record.tau, record.tau)
                     changed = True
                 if state.unpublished and record.txid in state.unpublished:
-                    state.settled.update(dict.fromkeys(state.unpublished.pop(record.txid), record.tau))
+                    self._settle(state.unpublished[record.txid], record.tau)
                     changed = True
             elif kind == Kind.INGEST:
                 changed |= self._note_chunk(record)
@@ -118,10 +118,15 @@ class Garbage:
 
     def _add(self, relations: Iterable[int], due: int, tau: int) -> None:
         state = self._state
-        garbage = {relation: due for relation in relations if relation >= FIRST_USER_RELATION}
-        state.due.update(garbage)
-        state.caused.update(dict.fromkeys(garbage, tau))
-        settled = garbage.keys() & self._in_chunks()
+        garbage = {relation for relation in relations if relation >= FIRST_USER_RELATION}
+        for relation in garbage - state.due.keys():  # the first record counts: a later one may be undone
+            state.due[relation], state.caused[relation] = due, tau
+        self._settle(garbage, tau)
+
+    def _settle(self, relations: Iterable[int], tau: int) -> None:
+        """What became of chunks of these storage ids is known."""
+        state = self._state
+        settled = self._in_chunks().intersection(relations)
         if settled:
             state.settled.update(dict.fromkeys(settled, tau))
             left = {txid: [each for each in known if each not in settled] for txid, known in state.unpublished.items()}
