@@ -973,7 +973,7 @@ static PyTypeObject StoreType = {
 
 /* -------------------------------------------------------------------- Page */
 
-#define PAGE_BYTES 20480
+#define PAGE_BYTES (4096 + 16 * 1024 * 16)	/* 16 query processors, 1,024 slots each */
 #define PAGE_WORDS (PAGE_BYTES / 8)
 #define PAGE_MAGIC_BYTES "AUSPAGE1"
 #define WORD_SEQLOCK 4

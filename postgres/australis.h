@@ -24,6 +24,8 @@
  *	  messages.c	 msgpack, framing; client.c: sockets, waiting
  *	  ddl_capture.c, ddl_apply.c  catalog effects out and in
  *	  sequence.c	 durable bounds of sequences
+ *	  peers.c		 catalogs of the other query processors of this host
+ *	  object_ids.c	 numbers that no other query processor gives out
  *	  utility.c		 ProcessUtility hook; planner.c: planner hooks;
  *					 schema_locks.c: schema changes wait for each other
  *	  session.c		 taking over a client's socket from the router
@@ -59,6 +61,8 @@ typedef int64 Tau;				/* nanoseconds since the Unix epoch */
 #define AU_SYS_SEQUENCE ((RelId) 2)
 #define AU_SYS_LAYOUT	((RelId) 3)
 #define AU_SYS_CLUSTER	((RelId) 4)
+
+#define AU_PROCESSORS_MAX	16	/* query processors of one host */
 
 #define AU_MAX_KEY		1960	/* bytes, relation id included */
 #define AU_HIDDEN_KEY	16
@@ -570,6 +574,7 @@ extern void au_ingest(const IngestEntry *entries, int n);
 
 /* Commit only these key/values, at once, outside the current transaction. */
 extern void au_commit_autonomous(Bytes key, Bytes value);
+extern bool au_commit_compare_and_set(Bytes key, Bytes value, Tau read_at);
 
 /* ------------------------------------------------------- messages.c, client.c */
 
@@ -687,6 +692,9 @@ extern Tau	au_ddl_newest_change(void);
 extern Size au_ddl_shmem_size(void);
 extern void au_ddl_shmem_init(void);
 
+extern Size au_peers_shmem_size(void);
+extern void au_peers_shmem_init(void);
+extern void au_peers_init(void);
 extern void au_ddl_register(void);	/* background worker, from _PG_init */
 
 /* --------------------------------------------------------------- sequence.c */
@@ -724,13 +732,18 @@ typedef enum PageWord
 	PAGE_COMMIT_PID = 9,
 	PAGE_STORAGE_PID = 10,
 	PAGE_STORE = 11,			/* changes when the store's files are replaced */
+	PAGE_PROCESSORS = 64,		/* four words each: peers.c */
 	PAGE_SLOTS = 512
 } PageWord;
 
 #define PAGE_DISK_FULL	(-1)	/* PAGE_STORAGE_PID: cannot apply before there is space */
 
+extern bool au_page_there(void);
 extern int64 au_page_read(PageWord word);
 extern void au_page_wait(PageWord word, int64 seen, int ms);
+extern void au_page_write(PageWord word, int64 value);	/* words of this query processor only */
+extern void au_page_add(PageWord word, int64 value);
+extern void au_page_wake(PageWord word);
 extern const uint8 *au_page_cluster(void);	/* 16 bytes */
 extern void au_page_snapshot(Tau *acked, int64 *ddl);	/* consistent pair */
 extern void au_page_set_slot(Tau tau_start);
@@ -738,9 +751,17 @@ extern Tau	au_page_slot_of(int process);
 extern Tau	au_page_oldest_snapshot(void);	/* this backend's slot; 0 frees */
 extern uint64 au_next_insert_stamp(void);	/* hidden keys: strictly increasing */
 
+/* ------------------------------------------------------------ object_ids.c */
+extern Size au_oids_shmem_size(void);
+extern void au_oids_shmem_init(void);
+extern void au_oids_ensure(void);	/* before a command that makes objects */
+extern void au_oids_check_storage(RelFileNumber number);
+extern void au_oids_advance(Oid next);
+
 /* -------------------------------------------------------------- settings.c */
 extern char *au_run_directory;	/* sockets and the shared page */
 extern char *au_storage_directory;
+extern int	au_processor;		/* number among the query processors of this host */
 extern int	au_storage_driver;	/* 0 attached, 1 socket */
 extern int	au_service_timeout_ms;
 extern int	au_write_buffer_limit_kb;

@@ -69,6 +69,15 @@ extern void au_ddl_unlock(void);
 /* schema_locks.c: wait for others that change the same relations */
 extern void au_schema_lock(Node *stmt);
 
+/* peers.c */
+extern void au_peers_register(void);
+extern void au_peers_applied(int64 n, bool by_peer);
+extern int64 au_peers_bell(void);
+extern void au_peers_sleep(int64 bell, int ms);
+extern void au_peers_ring(void);
+extern bool au_peers_exist(void);
+extern void au_peers_committed(int64 n);
+
 /* sequence.c */
 extern void au_sequence_read(Relation rel, int64 *last_value, bool *is_called);
 extern void au_sequence_create_storage(Oid relid, int64 last_value, bool is_called);

@@ -9,6 +9,7 @@
  * adjudicator's yes and its local commit) by background workers:
  *
  *	  supervisor	no database; starts an applier whenever a record is missing
+ *					(peers.c has the bell that wakes it)
  *	  applier		connected to one database; applies the records made there
  *					and ends when the next one is another database's
  *
@@ -94,6 +95,8 @@
 #define RETRY_MS 200			/* pause after a failed applier, doubled each time */
 #define RETRY_MAX_MS 5000
 #define SERVICES_POLL_MS 20		/* while the cluster's services start */
+#define SLEEP_MS 500			/* between looks at signals, for who waits for the bell */
+#define LINGER_MS 1000			/* an applier waits this long for another record */
 #define INTERNAL_ERRORS_MAX 3	/* in a row; then the local catalogs are thought to be the reason */
 #define CAUSE_BYTES 256
 
@@ -115,8 +118,6 @@ typedef struct DdlShared
 	ConditionVariable advanced;
 
 	/* the supervisor and its applier */
-	pg_atomic_uint32 supervisor;	/* ProcNumber + 1 */
-	pg_atomic_uint32 wanted;	/* somebody waits for a record */
 	ApplierResult result;
 	Oid			next_database;
 	uint32		internal_errors;	/* in a row */
@@ -164,8 +165,6 @@ au_ddl_shmem_init(void)
 		pg_atomic_init_u64(&shared->applied, (uint64) -1);
 		pg_atomic_init_u64(&shared->newest_change, 0);
 		pg_atomic_init_u32(&shared->caught_up, 0);
-		pg_atomic_init_u32(&shared->supervisor, 0);
-		pg_atomic_init_u32(&shared->wanted, 0);
 		ConditionVariableInit(&shared->advanced);
 	}
 	changes = ShmemInitHash("australis changes", CHANGES_MAX, CHANGES_MAX, &ctl,
@@ -190,6 +189,8 @@ set_applied(int64 n)
 	pg_write_barrier();
 	pg_atomic_write_u64(&shared->applied, (uint64) n);
 	ConditionVariableBroadcast(&shared->advanced);
+	if (pg_atomic_read_u32(&shared->caught_up) != 0)
+		au_peers_applied(n, au_ddl_applying);
 }
 
 /* SQL: au_catalog_applied() */
@@ -201,17 +202,6 @@ au_catalog_applied(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(au_ddl_applied());
 }
 
-static void
-wake_supervisor(void)
-{
-	uint32		procno;
-
-	pg_atomic_write_u32(&shared->wanted, 1);
-	pg_memory_barrier();
-	procno = pg_atomic_read_u32(&shared->supervisor);
-	if (procno != 0)
-		SetLatch(&GetPGProcByNumber(procno - 1)->procLatch);
-}
 
 void
 au_ddl_wait_applied(int64 n)
@@ -251,7 +241,7 @@ au_ddl_wait_applied(int64 n)
 							   (long long) au_ddl_applied(), (long long) n),
 					 errhint("Try again; if that persists, look at the query processor's log.")));
 		}
-		wake_supervisor();
+		au_peers_ring();
 		(void) ConditionVariableTimedSleep(&shared->advanced, left, PG_WAIT_EXTENSION);
 	}
 	ConditionVariableCancelSleep();
@@ -341,6 +331,7 @@ au_ddl_committed(int64 n, Tau tau, List *changed)
 	note_changes(names, count, tau);
 	if (n > au_ddl_applied())
 		set_applied(n);
+	au_peers_committed(n);
 }
 
 /* ------------------------------------------------------ the number of records */
@@ -752,18 +743,6 @@ create_database(RecordIn *in, HeapTuple row)
 }
 
 static void
-advance_next_oid(Oid next)
-{
-	LWLockAcquire(OidGenLock, LW_EXCLUSIVE);
-	if (TransamVariables->nextOid < next)
-	{
-		TransamVariables->nextOid = next;
-		TransamVariables->oidCount = 0; /* log it with the next allocation */
-	}
-	LWLockRelease(OidGenLock);
-}
-
-static void
 apply_effects(RecordIn *in, Batch *batch)
 {
 	List	   *heaps = NIL;	/* tables that got an index */
@@ -1010,7 +989,7 @@ apply_record(Batch *batch, MemoryContext context, int64 n, Tau tau, Bytes value)
 	batch->records++;
 	batch->locks += in.nchanged;
 	apply_effects(&in, batch);
-	advance_next_oid(in.next_oid);
+	au_oids_advance(in.next_oid);
 	changed = palloc_object(ChangesIn);
 	*changed = (ChangesIn) {in.changed, in.nchanged, tau};
 	batch->changes = lappend(batch->changes, changed);
@@ -1057,7 +1036,7 @@ skip_used_storage_ids(Tau tau)
 		memcpy(&number, entry.key.data + 4, 4);
 		number = pg_ntoh32(number);
 		if (number < PG_UINT32_MAX)
-			advance_next_oid(number + 1);
+			au_oids_advance(number + 1);
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
@@ -1209,6 +1188,43 @@ watch_failures(void)
 	emit_log_hook = note_failure;
 }
 
+/* The newest record of the cluster. */
+static int64
+newest_record(void)
+{
+	Tau			acked;
+	int64		ddl;
+
+	au_page_snapshot(&acked, &ddl);
+	return ddl;
+}
+
+/*
+ * Where schemas change on other query processors, the next record is likely to
+ * follow soon, and starting a worker takes longer than applying it.  Not too
+ * long: DROP DATABASE waits for us.
+ */
+static bool
+more_comes(void)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LINGER_MS);
+
+	if (pg_atomic_read_u32(&shared->caught_up) == 0 || !au_peers_exist())
+		return false;
+	for (;;)
+	{
+		int64		bell = au_peers_bell();
+		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+
+		CHECK_FOR_INTERRUPTS();
+		if (newest_record() > au_ddl_applied())
+			return true;
+		if (left <= 0)
+			return false;
+		au_peers_sleep(bell, (int) Min(left, SLEEP_MS));
+	}
+}
+
 void
 au_catalog_applier_main(Datum arg)
 {
@@ -1226,7 +1242,9 @@ au_catalog_applier_main(Datum arg)
 		set_applied(read_applied());
 		CommitTransactionCommand();
 	}
-	shared->result = apply_available();
+	do
+		shared->result = apply_available();
+	while (shared->result == APPLIER_DONE && more_comes());
 	proc_exit(0);
 }
 
@@ -1308,20 +1326,11 @@ run_applier(Oid database)
 	}
 }
 
-static void
-forget_supervisor(int code, Datum arg)
-{
-	pg_atomic_write_u32(&shared->supervisor, 0);
-}
-
 /* An applier that cannot read would only fail and fill the log. */
 static bool
 services_there(void)
 {
-	char		path[MAXPGPATH];
-
-	snprintf(path, sizeof(path), "%s/page", au_run_directory);
-	return access(path, F_OK) == 0 && au_page_read(PAGE_COMMIT_PID) != 0 && au_page_read(PAGE_STORAGE_PID) > 0;
+	return au_page_read(PAGE_COMMIT_PID) != 0 && au_page_read(PAGE_STORAGE_PID) > 0;
 }
 
 /*
@@ -1349,6 +1358,8 @@ catch_up(void)
 			foreach(lc, all_databases())
 				if (!run_applier(lfirst_oid(lc)))
 				return false;
+		au_peers_applied(au_ddl_applied(), false);
+		au_peers_register();
 		pg_atomic_write_u32(&shared->caught_up, 1);
 		ConditionVariableBroadcast(&shared->advanced);
 		ereport(LOG, (errmsg("catalogs are at change %lld", (long long) au_ddl_applied())));
@@ -1366,38 +1377,42 @@ au_catalog_supervisor_main(Datum arg)
 	watch_failures();
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
-	before_shmem_exit(forget_supervisor, 0);
-	pg_atomic_write_u32(&shared->supervisor, MyProcNumber + 1);
 	context = AllocSetContextCreate(TopMemoryContext, "catalog supervisor", ALLOCSET_DEFAULT_SIZES);
 
 	while (!ShutdownRequestPending)
 	{
-		long		timeout = -1;
+		int64		bell = 0;
+		long		timeout = SERVICES_POLL_MS;
 
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
-		if (pg_atomic_exchange_u32(&shared->wanted, 0) != 0 || pg_atomic_read_u32(&shared->caught_up) == 0)
+		if (au_page_there())
 		{
-			MemoryContextReset(context);
-			MemoryContextSwitchTo(context);
-			if (!services_there())
-				timeout = SERVICES_POLL_MS;
-			else if (catch_up())
+			bell = au_peers_bell();
+			if (pg_atomic_read_u32(&shared->caught_up) != 0 && newest_record() <= au_ddl_applied())
+				timeout = 0;
+			else if (services_there())
 			{
-				retry = RETRY_MS;
-				shared->internal_errors = 0;
-				shared->cause[0] = '\0';
+				MemoryContextReset(context);
+				MemoryContextSwitchTo(context);
+				if (catch_up())
+				{
+					retry = RETRY_MS;
+					shared->internal_errors = 0;
+					shared->cause[0] = '\0';
+					timeout = 0;
+				}
+				else
+				{
+					timeout = retry;
+					retry = Min(retry * 2, RETRY_MAX_MS);
+				}
 			}
-			else
-			{
-				timeout = retry;
-				retry = Min(retry * 2, RETRY_MAX_MS);
-			}
-			if (timeout > 0)
-				pg_atomic_write_u32(&shared->wanted, 1);
 		}
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (timeout > 0 ? WL_TIMEOUT : 0),
-						 timeout, PG_WAIT_EXTENSION);
+		if (timeout == 0)
+			au_peers_sleep(bell, SLEEP_MS);
+		/* after a failure nobody hurries us */
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | WL_TIMEOUT, timeout, PG_WAIT_EXTENSION);
 	}
 	proc_exit(0);
 }

@@ -352,7 +352,7 @@ au_table_key(StringInfo buf, Relation rel, const TableLayout *layout, TupleTable
 	if (layout->hidden || !layout->has_primary)
 	{
 		uint64		stamp = pg_hton64(au_next_insert_stamp());
-		uint64		where = pg_hton64(((uint64) 1 << 32) | (uint32) MyProcNumber);
+		uint64		where = pg_hton64(((uint64) (au_processor + 1) << 32) | (uint32) MyProcNumber);
 
 		appendBinaryStringInfo(buf, &stamp, 8);
 		appendBinaryStringInfo(buf, &where, 8);

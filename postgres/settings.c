@@ -20,6 +20,7 @@ PG_MODULE_MAGIC_EXT(.name = "australis", .version = "1");
 
 char	   *au_run_directory = NULL;
 char	   *au_storage_directory = NULL;
+int			au_processor = 0;
 int			au_storage_driver = 0;
 int			au_service_timeout_ms = 10000;
 int			au_write_buffer_limit_kb = 1024 * 1024;
@@ -52,6 +53,9 @@ _PG_init(void)
 	DefineCustomStringVariable("australis.storage_directory",
 							   "Directory of the storage node's file, for the attached driver.",
 							   NULL, &au_storage_directory, "", PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("australis.processor",
+							"Number of this query processor among those of its host.",
+							NULL, &au_processor, 0, 0, AU_PROCESSORS_MAX - 1, PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	DefineCustomEnumVariable("australis.storage_driver",
 							 "How rows are read: from the storage node's file, or through its socket.",
 							 NULL, &au_storage_driver, 0, storage_drivers, PGC_POSTMASTER, 0, NULL, NULL, NULL);
@@ -77,6 +81,7 @@ _PG_init(void)
 	au_planner_init();
 	au_index_init();
 	au_explain_init();
+	au_peers_init();
 	if (process_shared_preload_libraries_in_progress)
 	{
 		au_shmem_init();

@@ -14,6 +14,7 @@
 #include "australis.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #ifdef __linux__
 #include <linux/futex.h>
 #endif
@@ -33,8 +34,8 @@
 #include "storage/proc.h"
 #include "storage/shmem.h"
 
-#define PAGE_SIZE_BYTES (4096 + 1024 * 16)
-#define PAGE_SLOT_COUNT 1024
+#define PAGE_SLOT_COUNT 1024	/* per query processor */
+#define PAGE_SIZE_BYTES (4096 + AU_PROCESSORS_MAX * PAGE_SLOT_COUNT * 16)
 #define PAGE_WORD_CLUSTER 1
 
 typedef struct AuShared
@@ -54,6 +55,8 @@ shmem_request(void)
 		prev_shmem_request();
 	RequestAddinShmemSpace(MAXALIGN(sizeof(AuShared)));
 	RequestAddinShmemSpace(au_ddl_shmem_size());
+	RequestAddinShmemSpace(au_oids_shmem_size());
+	RequestAddinShmemSpace(au_peers_shmem_size());
 }
 
 static void
@@ -78,6 +81,8 @@ shmem_startup(void)
 		pg_atomic_init_u64(&shared->insert_stamp,
 						   (uint64) now.tv_sec * UINT64CONST(1000000000) + now.tv_nsec);
 	}
+	au_oids_shmem_init();
+	au_peers_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
 	au_ddl_shmem_init();
 }
@@ -91,11 +96,18 @@ au_shmem_init(void)
 	shmem_startup_hook = shmem_startup;
 }
 
+/* The slot of a process of this query processor: the index of its first word. */
+static inline int
+slot_of(ProcNumber process)
+{
+	return PAGE_SLOTS + 2 * (au_processor * PAGE_SLOT_COUNT + process);
+}
+
 static void
 release_slot(int code, Datum arg)
 {
 	if (page && MyProcNumber >= 0 && MyProcNumber < PAGE_SLOT_COUNT)
-		page[PAGE_SLOTS + 2 * MyProcNumber] = 0;
+		page[slot_of(MyProcNumber)] = 0;
 }
 
 static void
@@ -141,9 +153,21 @@ map_page(void)
 				 errmsg("more than %d processes in one query processor", PAGE_SLOT_COUNT)));
 	}
 	page = p;
-	page[PAGE_SLOTS + 2 * MyProcNumber] = 0;
-	page[PAGE_SLOTS + 2 * MyProcNumber + 1] = MyProcPid;
+	page[slot_of(MyProcNumber)] = 0;
+	page[slot_of(MyProcNumber) + 1] = MyProcPid;
 	before_shmem_exit(release_slot, 0);
+}
+
+/* Is there a page to look at? */
+bool
+au_page_there(void)
+{
+	char		path[MAXPGPATH];
+
+	if (page != NULL)
+		return true;
+	snprintf(path, sizeof(path), "%s/page", au_run_directory);
+	return au_enabled && MyProcNumber >= 0 && access(path, R_OK | W_OK) == 0;
 }
 
 static inline volatile int64 *
@@ -181,6 +205,29 @@ au_page_wait(PageWord word, int64 seen, int ms)
 #else
 	if (au_page_read(word) == seen)
 		pg_usleep(100);
+#endif
+}
+
+void
+au_page_write(PageWord word, int64 value)
+{
+	pg_write_barrier();
+	the_page()[word] = value;
+	pg_memory_barrier();
+}
+
+void
+au_page_add(PageWord word, int64 value)
+{
+	(void) __atomic_fetch_add((int64 *) the_page() + word, value, __ATOMIC_SEQ_CST);
+}
+
+/* Wake those who sleep in au_page_wait on this word. */
+void
+au_page_wake(PageWord word)
+{
+#ifdef __linux__
+	(void) syscall(SYS_futex, the_page() + word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 #endif
 }
 
@@ -222,7 +269,7 @@ au_page_snapshot(Tau *acked, int64 *ddl)
 void
 au_page_set_slot(Tau tau_start)
 {
-	the_page()[PAGE_SLOTS + 2 * MyProcNumber] = tau_start;
+	the_page()[slot_of(MyProcNumber)] = tau_start;
 	pg_memory_barrier();
 }
 
@@ -231,7 +278,7 @@ Tau
 au_page_slot_of(ProcNumber process)
 {
 	Assert(process >= 0 && process < PAGE_SLOT_COUNT);
-	return the_page()[PAGE_SLOTS + 2 * process];
+	return the_page()[slot_of(process)];
 }
 
 /*
@@ -246,7 +293,7 @@ au_page_oldest_snapshot(void)
 
 	for (int i = 0; i < PAGE_SLOT_COUNT; i++)
 	{
-		Tau			tau = p[PAGE_SLOTS + 2 * i];
+		Tau			tau = p[slot_of(i)];
 
 		if (tau != 0)
 			oldest = Min(oldest, tau);

@@ -1091,6 +1091,8 @@ relation_set_new_filelocator(Relation rel, const RelFileLocator *newrlocator, ch
 	*freezeXid = InvalidTransactionId;
 	*minmulti = InvalidMultiXactId;
 
+	au_oids_check_storage(newrlocator->relNumber);
+
 	/* PostgreSQL expects an empty file, and deletes it with the relation */
 	srel = RelationCreateStorage(*newrlocator, persistence, true);
 	if (persistence == RELPERSISTENCE_UNLOGGED)

@@ -1358,26 +1358,23 @@ pre_commit(void)
 	}
 }
 
-void
-au_commit_autonomous(Bytes key, Bytes value)
+/* Commit one key by itself.  False: it conflicts with a commit after `start`. */
+static bool
+commit_alone(Bytes key, Bytes value, uint8 mode, Tau start)
 {
 	StringInfoData msg;
 	MpReader	reply;
-	uint8		mode = LockTupleNoKeyExclusive | MODE_BLIND;
 	uint8		saved[16];
 	bool		had = have_txid;
-	Tau			acked;
-	int64		ddl;
 	int64		outcome;
 
 	ingest_wait(0);
-	au_page_snapshot(&acked, &ddl);
 	au_connect(AU_COMMIT_SERVICE);
 	initStringInfo(&msg);
 	/* nothing may fail until it is back: chunks were sent under it */
 	memcpy(saved, txid, 16);
 	have_txid = false;
-	begin_commit_message(&msg, au_service_generation(AU_COMMIT_SERVICE), acked);
+	begin_commit_message(&msg, au_service_generation(AU_COMMIT_SERVICE), start);
 	memcpy(txid, saved, 16);
 	have_txid = had;
 	au_mp_array(&msg, 1);
@@ -1399,12 +1396,32 @@ au_commit_autonomous(Bytes key, Bytes value)
 	outcome = au_mp_read_int(&reply);
 	if (outcome == OUTCOME_DISK_FULL)
 		report_disk_full();
-	if (outcome != OUTCOME_COMMITTED)
+	if (outcome != OUTCOME_COMMITTED && outcome != OUTCOME_CONFLICT)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("the commit service refused the transaction"),
 				 errhint("The transaction might succeed if retried.")));
 	pfree(msg.data);
+	return outcome == OUTCOME_COMMITTED;
+}
+
+/* Write one key, whatever it holds, in a transaction of its own. */
+void
+au_commit_autonomous(Bytes key, Bytes value)
+{
+	Tau			acked;
+	int64		ddl;
+
+	au_page_snapshot(&acked, &ddl);
+	/* blind: nothing conflicts with it */
+	(void) commit_alone(key, value, LockTupleNoKeyExclusive | MODE_BLIND, Max(acked, AU_TAU_EMPTY));
+}
+
+/* The same, unless the key was written after `read_at`, when the caller read it; then false, and nothing happened. */
+bool
+au_commit_compare_and_set(Bytes key, Bytes value, Tau read_at)
+{
+	return commit_alone(key, value, LockTupleNoKeyExclusive, read_at);
 }
 
 static void

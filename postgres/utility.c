@@ -820,14 +820,14 @@ import_snapshot(VariableSetStmt *set)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid snapshot identifier: \"%s\"", name)));
-	tau = procno < ProcGlobal->allProcCount ? au_page_read(PAGE_SLOTS + 2 * procno) : 0;
+	tau = procno < ProcGlobal->allProcCount ? au_page_slot_of(procno) : 0;
 	if (tau != 0)
 	{
 		au_adopt_tau_start(tau);
 
 		/* still that very transaction, hence its time and not a later one's */
 		if (GetPGProcByNumber(procno)->vxid.lxid == lxid &&
-			au_page_read(PAGE_SLOTS + 2 * procno) == tau)
+			au_page_slot_of(procno) == tau)
 			return;
 	}
 	ereport(ERROR,
@@ -870,6 +870,9 @@ run_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilit
 		return;
 	}
 
+	if (!IsAbortedTransactionBlockState() &&
+		(changes_catalogs(stmt) || IsA(stmt, ExplainStmt) || IsA(stmt, VacuumStmt)))
+		au_oids_ensure();
 	if (changes_catalogs(stmt) || IsA(stmt, ExplainStmt))
 	{
 		/* plans and functions keep their trees */

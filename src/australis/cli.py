@@ -426,10 +426,12 @@ def destroy(data: Path | None, yes: bool) -> None:
     lock.acquire()
 
     from australis.control_plane.processes import end_leftovers, services_of
+    from australis.page import PROCESSORS
     from australis.query_processor.launcher import free_shared_memory
 
     end_leftovers(services_of(layout))
-    free_shared_memory(layout.query_processor / "data")
+    for number in range(PROCESSORS):
+        free_shared_memory(layout.processor(number) / "data")
     remove_run(layout)
     for name in sorted(OWN_NAMES - {"australis.toml", "cluster.json", "lock"}):
         _remove(layout.data / name)

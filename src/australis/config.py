@@ -16,6 +16,7 @@ from typing import Annotated, Literal, get_args, get_origin
 import msgspec
 
 from australis.errors import AustralisError
+from australis.page import PROCESSORS
 
 FILE_NAME = "australis.toml"
 DRIVER_VARIABLE = "AUSTRALIS_STORAGE_DRIVER"
@@ -69,6 +70,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         default_factory=lambda: ["127.0.0.1", "::1"]
     )
     connections: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
+    query_processors: Annotated[int, msgspec.Meta(ge=1, le=PROCESSORS)] = 1  # PostgreSQL servers
     storage_driver: Literal["attached", "socket"] = "attached"
     write_buffer_mb: Megabytes | None = None
     retention: Annotated[float, msgspec.Meta(ge=1)] | None = None

@@ -1,7 +1,7 @@
 """The shared page: what processes of one host tell each other without a message (docs/formats.md §7, rule T3).
 
 What must hold: every word is written with one aligned 64-bit store, by one process (the commit service words 1-6, 9 and
-12, the storage service 7, 8, 10 and 11, a backend its slot). Words 5-6 are read as a pair under the sequence lock.
+12, the storage service 7, 8, 10 and 11, a query processor its own four, a backend its slot). Words 5-6 are read as a pair under the sequence lock.
 If the file is missing it is created; readers never see a partly initialised page because the magic is stored last.
 """
 
@@ -16,8 +16,16 @@ from pathlib import Path
 from australis._native import page_load, page_store, page_store_acked, page_wake
 from australis.errors import WrongClusterError
 
+PROCESSORS = 16
+"""Query processors that one host can have."""
+
 SLOTS = 1024
-PAGE_BYTES = 4096 + SLOTS * 16
+"""Slots of each of them."""
+
+PAGE_BYTES = 4096 + PROCESSORS * SLOTS * 16
+_BYTES_OF_ONE = 4096 + SLOTS * 16
+"""Pages of earlier versions have room for one query processor; the rest is the same."""
+
 MAGIC = int.from_bytes(b"AUSPAGE1", "little", signed=True)
 
 
@@ -40,6 +48,7 @@ class Word(IntEnum):
     STORAGE_PID = 10
     STORE = 11  # incarnation of the store's files: another value = reopen them
     ISSUED = 12  # largest commit time ever issued; above everything that storage was fed
+    PROCESSORS = 64  # four words per query processor, written by it; others add to the third
     SLOTS = 512
 
 
@@ -51,6 +60,8 @@ class SharedPage:
         if create and not path.exists():
             self._initialise(path, cluster)
         with path.open("r+b") as file:
+            if create and os.fstat(file.fileno()).st_size == _BYTES_OF_ONE:
+                os.posix_fallocate(file.fileno(), 0, PAGE_BYTES)
             if os.fstat(file.fileno()).st_size != PAGE_BYTES:
                 raise WrongClusterError(f"{path} is not a shared page; stop the cluster and delete this file")
             self.map = mmap.mmap(file.fileno(), PAGE_BYTES)
@@ -90,13 +101,13 @@ class SharedPage:
 
     def oldest_slot(self) -> int | None:
         """Return the oldest tau_start in use by a living process; None if there is none."""
-        used = len(self._words[Word.SLOTS : Word.SLOTS + 2 * SLOTS].tobytes().rstrip(b"\0"))  # few have ever been
-        pairs = (used + 15) // 16
-        words = self._words[Word.SLOTS : Word.SLOTS + 2 * pairs].tolist()
         oldest: int | None = None
-        for tau, pid in zip(words[::2], words[1::2], strict=True):
-            if tau > 0 and (oldest is None or tau < oldest) and process_lives(pid):
-                oldest = tau
+        for first in range(Word.SLOTS, Word.SLOTS + PROCESSORS * 2 * SLOTS, 2 * SLOTS):
+            used = len(self._words[first : first + 2 * SLOTS].tobytes().rstrip(b"\0"))  # few have ever been
+            words = self._words[first : first + 2 * ((used + 15) // 16)].tolist()
+            for tau, pid in zip(words[::2], words[1::2], strict=True):
+                if tau > 0 and (oldest is None or tau < oldest) and process_lives(pid):
+                    oldest = tau
         return oldest
 
     def close(self) -> None:

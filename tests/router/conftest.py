@@ -244,7 +244,7 @@ def start_router(backend: Backend, directory: Path) -> Iterator[StartRouter]:
 
     def start(loop: str = "uvloop", **settings: Any) -> RouterProcess:
         router = RouterProcess(
-            {"upstream": backend.upstream, "handover_socket": backend.run / "handover.sock", "port": 0, **settings},
+            {"upstreams": (backend.upstream,), "handover_socket": backend.run / "handover.sock", "port": 0, **settings},
             loop,
             directory / "router.log",
         )

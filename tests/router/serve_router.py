@@ -20,7 +20,7 @@ import uvloop
 
 from australis.router import Router, RouterConfig
 
-PATHS = ("upstream", "handover_socket", "unix_socket", "tls_certificate", "tls_key")
+PATHS = ("handover_socket", "unix_socket", "tls_certificate", "tls_key")
 
 
 async def serve(settings: dict[str, Any]) -> int:
@@ -28,6 +28,7 @@ async def serve(settings: dict[str, Any]) -> int:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: lost.append(str(context)))
     arguments: dict[str, Any] = {name: Path(value) if name in PATHS else value for name, value in settings.items()}
+    arguments["upstreams"] = tuple(map(Path, arguments["upstreams"]))
     router = Router(RouterConfig(**arguments))
     await router.start()
     print(router.port, flush=True)

@@ -66,4 +66,4 @@ def test_refused_by_count_costs_no_rate() -> None:
 )
 def test_configuration_that_is_none(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=name):
-        RouterConfig(**{"upstream": Path("a"), "handover_socket": Path("b"), name: value})  # type: ignore[arg-type]
+        RouterConfig(**{"upstreams": (Path("a"),), "handover_socket": Path("b"), name: value})  # type: ignore[arg-type]

@@ -329,7 +329,7 @@ def test_postgresql_down_and_back(directory: Path, start_router: StartRouter, ce
     own = start_backend(directory / "another")
     try:
         router = start_router(
-            upstream=own.upstream,
+            upstreams=(own.upstream,),
             handover_socket=own.run / "handover.sock",
             tls_certificate=certificate[0],
             tls_key=certificate[1],
@@ -437,7 +437,7 @@ def test_a_query_processor_without_its_hook_lets_nobody_in(
     fake = FakePostmaster(where, trusts_anyone)
     try:
         router = start_router(
-            upstream=fake.upstream, handover_socket=fake.handover, handover=handover, login_timeout=1.0
+            upstreams=(fake.upstream,), handover_socket=fake.handover, handover=handover, login_timeout=1.0
         )
         with unchanged(router), router.socket() as sock:
             sock.sendall(startup() + b"Q\0\0\0\x0dSELECT 1\0")
@@ -457,7 +457,7 @@ def test_a_backend_that_dies_during_the_hand_over(
     where.chmod(0o777)
     fake = FakePostmaster(where, behave)
     try:
-        router = start_router(loop, upstream=fake.upstream, handover_socket=fake.handover)
+        router = start_router(loop, upstreams=(fake.upstream,), handover_socket=fake.handover)
         with unchanged(router):
             begun = time.monotonic()
             with pytest.raises(psycopg.OperationalError, match="FATAL:  the database system is not available"):
@@ -481,7 +481,7 @@ def test_a_query_processor_that_hangs(how: str, start_router: StartRouter, direc
     fake = FakePostmaster(where, hang)
     try:
         router = start_router(
-            upstream=fake.upstream, handover_socket=fake.handover, login_timeout=1.0, handover=how == "handed over"
+            upstreams=(fake.upstream,), handover_socket=fake.handover, login_timeout=1.0, handover=how == "handed over"
         )
         with unchanged(router):
             with pytest.raises(psycopg.OperationalError):

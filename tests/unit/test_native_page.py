@@ -19,7 +19,7 @@ from australis._native import (
     page_store_acked,
     page_wake,
 )
-from australis.page import Word
+from australis.page import PAGE_BYTES, Word
 
 CLUSTER = b"c" * 16
 
@@ -28,14 +28,14 @@ def test_words(tmp_path: Path) -> None:
     path = tmp_path / "page"
     page = page_open(path, CLUSTER)
     again = page_open(path)
-    assert path.stat().st_size == 20480
+    assert path.stat().st_size == PAGE_BYTES
     assert path.read_bytes()[:24] == b"AUSPAGE1" + CLUSTER
     for value in (0, 1, -1, (1 << 63) - 1, -(1 << 63)):
         page_store(page, 7, value)
         assert page_load(again, 7) == value
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 20480) as mapped:
-        page_store(mapped, 2559, 5)
-        assert page_load(page, 2559) == 5
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), PAGE_BYTES) as mapped:
+        page_store(mapped, PAGE_BYTES // 8 - 1, 5)
+        assert page_load(page, PAGE_BYTES // 8 - 1) == 5
     assert page_wake(page, 7) == 0
 
 
@@ -46,7 +46,7 @@ FUTEX_SYSCALLS = {"x86_64": 202, "aarch64": 98}
 def test_wake(tmp_path: Path) -> None:
     """Who sleeps on a word through one mapping is woken through another, and does not sleep on a changed word."""
     page = page_open(tmp_path / "page", CLUSTER)
-    with (tmp_path / "page").open("r+b") as file, mmap.mmap(file.fileno(), 20480) as mapped:
+    with (tmp_path / "page").open("r+b") as file, mmap.mmap(file.fileno(), PAGE_BYTES) as mapped:
         address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(mapped, 8 * Word.APPLIED)))
         call = ctypes.CDLL(None, use_errno=True).syscall
         results: list[int] = []
@@ -72,7 +72,7 @@ def test_refusals(tmp_path: Path) -> None:
     page = page_open(path, CLUSTER)
     with pytest.raises(StoreError, match="another cluster"):
         page_open(path, b"d" * 16)
-    for word in (-1, 2560):
+    for word in (-1, PAGE_BYTES // 8):
         with pytest.raises(IndexError):
             page_load(page, word)
     with pytest.raises(OverflowError):
@@ -80,7 +80,7 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(b"AUSPAGE1")
     with pytest.raises(StoreError, match="not a shared page"):
         page_open(tmp_path / "short")
-    (tmp_path / "other").write_bytes(bytes(20480))
+    (tmp_path / "other").write_bytes(bytes(PAGE_BYTES))
     with pytest.raises(StoreError, match="not a shared page"):
         page_open(tmp_path / "other")
 

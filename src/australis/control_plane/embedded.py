@@ -75,7 +75,8 @@ class State(msgspec.Struct, kw_only=True):
     pid: int
     host: str = ""
     port: int = 0
-    direct_port: int = 0
+    direct_port: int = 0  # of the first query processor
+    direct_ports: list[int] = []  # of all of them
     profile: str = "postgres"
     storage_driver: str = "attached"
     started: float = 0.0  # seconds since the Unix epoch
@@ -115,6 +116,7 @@ class EmbeddedCluster:
             profile=cluster.profile,
             storage_driver=config.storage_driver,
             started=time.time(),
+            direct_ports=[0] * config.query_processors,
         )
         self._failed: asyncio.Future[object]
 
@@ -155,7 +157,7 @@ class EmbeddedCluster:
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         measure = self.phases.measure
         with measure("leftovers"):
-            processor = QueryProcessor(self.layout.query_processor, self._installation, self.layout.password())
+            processors = self._query_processors()
             killed = end_leftovers(services_of(self.layout))
             if killed:
                 log.warning("cluster.leftovers_killed", processes=killed)
@@ -167,18 +169,21 @@ class EmbeddedCluster:
 
         async def image() -> None:
             with measure("image"):
-                try:
-                    done = await asyncio.to_thread(processor.prepare)
-                except OSError as error:
-                    raise unusable(self.layout, error) from error
-            log.info("query_processor.prepared", done=done)
+                for processor in processors:  # the first one sees to the image, and the others find it
+                    try:
+                        done = await asyncio.to_thread(processor.prepare)
+                    except OSError as error:
+                        raise unusable(self.layout, error) from error
+                    log.info("query_processor.prepared", directory=processor.directory.name, done=done)
 
         async with _group() as group:
             preparing = group.create_task(image())
             await self._start_services(stack)
             await preparing
         with measure("postgresql"):
-            await self._start_query_processor(stack, processor)
+            async with _group() as group:
+                for number, processor in enumerate(processors):
+                    group.create_task(self._start_query_processor(stack, number, processor))
         with measure("router"):
             await self._start_router(stack, router)
 
@@ -251,20 +256,34 @@ class EmbeddedCluster:
             raise ClusterError(f"storage: {error}") from error
         self._task(stack, keep(service), "keep storage")
 
-    async def _start_query_processor(self, stack: contextlib.AsyncExitStack, processor: QueryProcessor) -> None:
-        self._state.direct_port = free_port()
+    def _query_processors(self) -> list[QueryProcessor]:
+        image = self.layout.query_processor / "image.tar"
+        return [
+            QueryProcessor(self.layout.processor(number), self._installation, self.layout.password(), image=image)
+            for number in range(self.config.query_processors)
+        ]
+
+    async def _start_query_processor(
+        self, stack: contextlib.AsyncExitStack, number: int, processor: QueryProcessor
+    ) -> None:
+        name = "postgresql" if number == 0 else f"postgresql-{number + 1}"
+        upstream = self._upstreams[number]
 
         async def launch(failures: int) -> Child:
+            upstream.unlink(missing_ok=True)  # the router takes another one meanwhile
+            port = free_port()
+            self._state.direct_ports[number] = port
+            self._state.direct_port = self._state.direct_ports[0]
             if failures:
-                self._state.direct_port = free_port()
                 ended = await asyncio.to_thread(end_leftovers, {processor.data: b"postgres"})
                 done = await asyncio.to_thread(processor.prepare, rebuild=failures >= REBUILD_AFTER)
                 log.warning("query_processor.again", attempt=failures, leftovers=ended, done=done)
             configured = settings.Settings(
                 run=self.layout.run,
                 storage=self.layout.storage,
-                port=self._state.direct_port,
+                port=port,
                 listen="127.0.0.1",
+                processor=number,
                 connections=self._connections,
                 storage_driver=self.config.storage_driver,
                 service_timeout=self.limits.service_timeout,
@@ -272,11 +291,10 @@ class EmbeddedCluster:
                 extra=self.config.postgresql,
             )
             processor.configure(configured)
-            self._name_socket(processor.socket)
             return await Child.spawn(
-                "postgresql",
+                name,
                 processor.command(),
-                self.layout.logs / "postgresql.log",
+                self.layout.logs / f"{name}.log",
                 directory=processor.data,
                 environment=processor.environment(),
                 death_signal=processor.death_signal,
@@ -285,9 +303,10 @@ class EmbeddedCluster:
 
         async def ready(_: Child) -> None:
             await processor.wait_ready(POSTGRESQL_READY)
+            _name_socket(upstream, processor.socket)
 
         service = Service(
-            "postgresql",
+            name,
             launch,
             ready,
             stop_signal=processor.stop_signal,
@@ -304,7 +323,7 @@ class EmbeddedCluster:
             # It was fine by its marks and still does not start. Nothing in it is worth a second thought.
             log.error("query_processor.rebuilt", cause=str(error))
             await service.start(REBUILD_AFTER)
-        self._task(stack, service.watch(), "watch postgresql")
+        self._task(stack, service.watch(), f"watch {name}")
 
     async def _close_query_processor(self, service: Service, processor: QueryProcessor) -> None:
         if await service.stop() == 0:
@@ -317,7 +336,7 @@ class EmbeddedCluster:
     def _make_router(self, port: int) -> Router:
         tls = self.config.tls
         config = RouterConfig(
-            upstream=self._upstream,
+            upstreams=tuple(self._upstreams),
             handover_socket=self.layout.run / "handover.sock",
             hosts=tuple(self.config.listen),
             port=port,
@@ -374,15 +393,12 @@ class EmbeddedCluster:
         return self.config.connections or self.limits.connections
 
     @property
-    def _upstream(self) -> Path:
-        """The query processor's socket under a name that stays when its port changes."""
-        return self.layout.run / "postgresql.sock"
-
-    def _name_socket(self, target: Path) -> None:
-        temporary = self._upstream.with_suffix(".new")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(target.name)
-        temporary.replace(self._upstream)
+    def _upstreams(self) -> list[Path]:
+        """The query processors' sockets under names that stay when ports change; there while the server serves."""
+        return [
+            self.layout.run / ("postgresql.sock" if number == 0 else f"postgresql-{number + 1}.sock")
+            for number in range(self.config.query_processors)
+        ]
 
     async def _keep(self, stack: contextlib.AsyncExitStack, service: Service) -> None:
         """Start a service and watch it until the stack unwinds."""
@@ -452,6 +468,13 @@ async def _group() -> AsyncIterator[asyncio.TaskGroup]:
             yield group
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from errors
+
+
+def _name_socket(name: Path, target: Path) -> None:
+    temporary = name.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    temporary.replace(name)
 
 
 def _reachable(host: str) -> str:

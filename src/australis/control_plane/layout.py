@@ -7,7 +7,7 @@
     <data>/journal/          the truth
     <data>/storage/          rebuilt from snapshots and journal
     <data>/snapshots/
-    <data>/query_processor/  image.tar, data/, boot.json
+    <data>/query_processor/  image.tar, data/, boot.json; of more query processors 2/data/, 2/boot.json, ...
     <data>/run/              sockets, shared page, children.json, state.json; no content outlives a run
     <data>/logs/
 
@@ -75,6 +75,10 @@ class Layout:
         self.snapshots = self.data / "snapshots"
         self.query_processor = self.data / "query_processor"
         self.logs = self.data / "logs"
+
+    def processor(self, number: int) -> Path:
+        """Directory of a query processor, counted from 0. The first one's has the image of all."""
+        return self.query_processor if number == 0 else self.query_processor / str(number + 1)
 
     @property
     def run(self) -> Path:

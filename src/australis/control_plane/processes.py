@@ -27,6 +27,7 @@ import structlog
 
 from australis.control_plane.layout import ClusterError, Layout
 from australis.logs import FILE_BYTES, KEPT_FILES
+from australis.page import PROCESSORS
 
 BOUND_EXEC = str(Path(__file__).with_name("bound_exec.py"))
 LINE_BYTES = 16 << 10  # longer lines are cut into pieces
@@ -225,7 +226,8 @@ def _left_in(directory: Path, program: bytes) -> list[int]:
 
 def services_of(layout: Layout) -> dict[Path, bytes]:
     """Where each supervised process works, and a word of its command line."""
-    return {layout.query_processor / "data": b"postgres", layout.journal: b"australis"}
+    servers = {layout.processor(number) / "data": b"postgres" for number in range(PROCESSORS)}
+    return {**servers, layout.journal: b"australis"}
 
 
 def end_leftovers(programs: Mapping[Path, bytes]) -> int:

@@ -34,16 +34,19 @@ log = structlog.get_logger()
 
 
 class QueryProcessor:
-    """PostgreSQL in `directory` (query_processor/ of the cluster). Not thread-safe; one per process."""
+    """PostgreSQL in `directory`. Not thread-safe; one per directory and process."""
 
     stop_signal = signal.SIGINT  # fast shutdown: sessions end with 57P01
     # The supervisor's death must not leave a server behind. Immediate shutdown: it also frees its shared memory.
     death_signal = signal.SIGQUIT
 
-    def __init__(self, directory: Path, installation: Installation, password: str) -> None:
+    def __init__(
+        self, directory: Path, installation: Installation, password: str, *, image: Path | None = None
+    ) -> None:
+        """`image` is where the cluster's image is, if it is not in `directory`."""
         self.directory = directory
         self.data = directory / "data"
-        self.image = directory / "image.tar"
+        self.image = directory / "image.tar" if image is None else image
         self._boot = directory / "boot.json"
         self._installation = installation
         self._password = password

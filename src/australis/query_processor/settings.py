@@ -88,6 +88,7 @@ class Settings:
     port: int  # names the Unix socket, and is the TCP port when `listen` is set
     listen: str = ""  # addresses of the direct port; "" for none
     connections: int = 200
+    processor: int = 0  # number among the query processors of this host
     storage_driver: str = "attached"
     service_timeout: float = 10.0  # seconds
     write_buffer: int = 1 << 30  # bytes
@@ -110,6 +111,7 @@ def render(settings: Settings, installation: Installation) -> str:
             "dynamic_library_path": f"{installation.extension}:$libdir",
             "australis.run_directory": str(settings.run),
             "australis.storage_directory": str(settings.storage),
+            "australis.processor": settings.processor,
             "australis.storage_driver": settings.storage_driver,
             "australis.service_timeout": f"{int(settings.service_timeout * 1000)}ms",
             "australis.write_buffer_limit": f"{settings.write_buffer >> 10}kB",

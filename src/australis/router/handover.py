@@ -43,8 +43,9 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 class Session:
     """A backend that took its client: watched until it ends."""
 
-    def __init__(self, control: socket.socket, pid: int, on_end: Callable[[Session], None]) -> None:
+    def __init__(self, control: socket.socket, pid: int, upstream: Path, on_end: Callable[[Session], None]) -> None:
         self.pid = pid
+        self.upstream = upstream
         self._control = control
         self._on_end: Callable[[Session], None] | None = on_end
         self._loop = asyncio.get_running_loop()
@@ -100,9 +101,14 @@ class Ticket:
     """
 
     def __init__(
-        self, client: socket.socket | None, address: tuple[str, int] | None, before: Callable[[], None]
+        self,
+        upstream: Path,
+        client: socket.socket | None,
+        address: tuple[str, int] | None,
+        before: Callable[[], None],
     ) -> None:
         self.token = secrets.token_hex(TOKEN_LENGTH // 2)
+        self.upstream = upstream
         self.client = client
         self.address = address
         self.before = before
@@ -159,17 +165,18 @@ class HandoverListener:
 
     def issue(
         self,
+        upstream: Path,
         *,
         client: socket.socket | None = None,
         address: tuple[str, int] | None = None,
         before: Callable[[], None] = lambda: None,
     ) -> Ticket:
-        """A token for one backend.
+        """A token for one backend of the query processor that listens on upstream.
 
         It is answered with client's descriptor, or without one with "relay" and the address (None: by Unix socket).
         before() is called just before the descriptor leaves: what the backend wrote to its first socket goes first.
         """
-        ticket = Ticket(client, address, before)
+        ticket = Ticket(upstream, client, address, before)
         self._tickets[ticket.token] = ticket
         return ticket
 
@@ -249,7 +256,7 @@ class HandoverListener:
             message = b""
         if message == b"T" and not ticket.taken.done():
             self._waiting.pop(control).timer.cancel()
-            ticket.session = Session(control, pid, self._on_end)
+            ticket.session = Session(control, pid, ticket.upstream, self._on_end)
             self._on_start(ticket.session)
             ticket.taken.set_result(ticket.session)
         else:

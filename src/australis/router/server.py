@@ -34,6 +34,8 @@ from australis.router.startup import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from australis.router.config import RouterConfig
 
 log = structlog.get_logger(__name__)
@@ -72,6 +74,7 @@ class Router:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending = 0
         self._sessions: dict[Session, asyncio.TimerHandle | None] = {}
+        self._sessions_of = dict.fromkeys(config.upstreams, 0)  # logins included
         self._relays: set[RelayEnd] = set()
         self._no_sessions = asyncio.Event()
         self._no_sessions.set()
@@ -277,41 +280,56 @@ class Router:
         end.closed.add_done_callback(lambda _: self._relays.discard(end))
 
     async def _forward_cancel(self, request: CancelRequest) -> None:
-        """One query processor: it knows its backends' keys itself.  Its closing says that it has read the request."""
-        with suppress(OSError, TimeoutError):  # a cancel request is never answered, not even with an error
-            async with asyncio.timeout(CANCEL_TIMEOUT):
-                upstream = await sockets.connect_unix(str(self.config.upstream))
-                try:
-                    await sockets.send_all(upstream, request.packet)
-                    while await sockets.receive(upstream, UPSTREAM_READ):
-                        pass
-                finally:
-                    upstream.close()
+        """A query processor knows its backends' keys itself, and passes over others.
+
+        Their closing says that they have read the request.
+        """
+
+        async def forward(path: Path) -> None:
+            with suppress(OSError, TimeoutError):  # a cancel request is never answered, not even with an error
+                async with asyncio.timeout(CANCEL_TIMEOUT):
+                    upstream = await sockets.connect_unix(str(path))
+                    try:
+                        await sockets.send_all(upstream, request.packet)
+                        while await sockets.receive(upstream, UPSTREAM_READ):
+                            pass
+                    finally:
+                        upstream.close()
+
+        await asyncio.gather(*map(forward, self.config.upstreams))
 
     async def _log_in(self, login: _Login, startup: Startup) -> None:
         self._admission.enter(self._loop.time())
         self._no_sessions.clear()
         try:
             async with self._login_slots:
-                upstream = await self._connect_upstream()
+                path, upstream = await self._connect_upstream(login)
                 if login.end is None and self.config.handover:
-                    await self._hand_over(login, startup, upstream)
+                    await self._hand_over(login, startup, path, upstream)
                 else:
-                    await self._relay(login, startup, upstream)
+                    await self._relay(login, startup, path, upstream)
         finally:
             if login.ticket is not None:
                 self._handover.revoke(login.ticket)
             if login.ticket is None or login.ticket.session is None:
-                self._left()
+                self._left(login.upstream)
 
-    async def _connect_upstream(self) -> socket.socket:
-        try:
-            return await sockets.connect_unix(str(self.config.upstream))
-        except OSError as error:
-            log.warning("query processor not reachable", error=str(error))
-            raise _unavailable("The query processor cannot be reached.") from error
+    async def _connect_upstream(self, login: _Login) -> tuple[Path, socket.socket]:
+        """A connection to the query processor with the fewest sessions of those that can be reached."""
+        cause: OSError | None = None
+        for path in sorted(self.config.upstreams, key=self._sessions_of.__getitem__):
+            self._sessions_of[path] += 1  # before waiting: others choose meanwhile
+            login.upstream = path
+            try:
+                return path, await sockets.connect_unix(str(path))
+            except OSError as error:
+                self._sessions_of[path] -= 1
+                login.upstream = None
+                cause = error
+        log.warning("query processor not reachable", error=str(cause))
+        raise _unavailable("The query processor cannot be reached.") from cause
 
-    async def _hand_over(self, login: _Login, startup: Startup, upstream: socket.socket) -> None:
+    async def _hand_over(self, login: _Login, startup: Startup, path: Path, upstream: socket.socket) -> None:
         """Start a backend and let it take the client; until then its words are passed on."""
         client = login.client
         assert client is not None
@@ -339,7 +357,7 @@ class Router:
                 with suppress(OSError):  # the client may be gone; the backend will notice it, too
                     client.send(data)
 
-        ticket = login.ticket = self._handover.issue(client=client, before=pass_on)
+        ticket = login.ticket = self._handover.issue(path, client=client, before=pass_on)
         try:
             await sockets.send_all(upstream, startup.packet(ticket.token))
             self._loop.add_reader(upstream.fileno(), pass_on)
@@ -356,7 +374,7 @@ class Router:
         else:
             raise _unavailable("The query processor closed the connection.")
 
-    async def _relay(self, login: _Login, startup: Startup, upstream: socket.socket) -> None:
+    async def _relay(self, login: _Login, startup: Startup, path: Path, upstream: socket.socket) -> None:
         """Start a backend and pass bytes between it and the client."""
         try:
             if login.end is None:
@@ -377,7 +395,7 @@ class Router:
         client_end = login.end
         assert client_end is not None
         try:
-            ticket = login.ticket = self._handover.issue(address=login.address)
+            ticket = login.ticket = self._handover.issue(path, address=login.address)
             backend.closed.add_done_callback(lambda _: ticket.upstream_closed())
             client_end.closed.add_done_callback(lambda _: backend.finish())
             backend.transport.write(startup.packet(ticket.token))
@@ -406,9 +424,12 @@ class Router:
         timer = self._sessions.pop(session)
         if timer is not None:
             timer.cancel()
-        self._left()
+        self._left(session.upstream)
 
-    def _left(self) -> None:
+    def _left(self, upstream: Path | None) -> None:
+        """A session of this query processor ended, or a login that was with it (None: with none yet)."""
+        if upstream is not None:
+            self._sessions_of[upstream] -= 1
         self._admission.leave()
         if self._admission.sessions == 0:
             self._no_sessions.set()
@@ -422,6 +443,7 @@ class _Login:
         self.end: RelayEnd | None = None
         self.address: tuple[str, int] | None = None
         self.ticket: Ticket | None = None
+        self.upstream: Path | None = None
         self.startup_received = False
 
     async def read_exactly(self, count: int) -> bytes:
