@@ -695,6 +695,7 @@ extern void au_ddl_shmem_init(void);
 extern Size au_peers_shmem_size(void);
 extern void au_peers_shmem_init(void);
 extern void au_peers_init(void);
+extern void au_ddl_give_way(void);	/* 40001 if this transaction bars the log */
 extern void au_ddl_register(void);	/* background worker, from _PG_init */
 
 /* --------------------------------------------------------------- sequence.c */

@@ -75,6 +75,7 @@
 #include "storage/shmem.h"
 #include "storage/smgr.h"
 #include "tcop/tcopprot.h"
+#include "utils/backend_status.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/fmgroids.h"
@@ -92,6 +93,9 @@
 #define BATCH_RECORDS 256		/* records per local transaction */
 #define BATCH_LOCKS 2000
 #define LOCK_PATIENCE_MS 100	/* PROTOCOL Q4 */
+#define LOCK_LOOK_MS 10
+#define WATCH_MS 30				/* between looks at what the applier waits for */
+#define IDLE_PATIENCE_MS 1000	/* the same for transactions between two statements */
 #define RETRY_MS 200			/* pause after a failed applier, doubled each time */
 #define RETRY_MAX_MS 5000
 #define SERVICES_POLL_MS 20		/* while the cluster's services start */
@@ -120,6 +124,9 @@ typedef struct DdlShared
 	/* the supervisor and its applier */
 	ApplierResult result;
 	Oid			next_database;
+
+	/* database << 32 | relation that the applier has waited for long enough; 0 none */
+	pg_atomic_uint64 barred;
 	uint32		internal_errors;	/* in a row */
 	char		cause[CAUSE_BYTES]; /* why the last attempt failed, for people */
 } DdlShared;
@@ -165,6 +172,7 @@ au_ddl_shmem_init(void)
 		pg_atomic_init_u64(&shared->applied, (uint64) -1);
 		pg_atomic_init_u64(&shared->newest_change, 0);
 		pg_atomic_init_u32(&shared->caught_up, 0);
+		pg_atomic_init_u64(&shared->barred, 0);
 		ConditionVariableInit(&shared->advanced);
 	}
 	changes = ShmemInitHash("australis changes", CHANGES_MAX, CHANGES_MAX, &ctl,
@@ -623,29 +631,26 @@ find_row(Relation rel, HeapTuple tuple)
 	return found;
 }
 
-/* PROTOCOL Q4: never wait long for local locks; their holders give way. */
-static void
-lock_relation(Oid relid)
+/*
+ * An applier has waited long enough for a lock that this transaction holds.
+ * To be called when a statement begins.
+ */
+void
+au_ddl_give_way(void)
 {
-	LOCKTAG		tag;
-	int			waited = 0;
+	uint64		barred;
 
-	SET_LOCKTAG_RELATION(tag, MyDatabaseId, relid);
-	while (!ConditionalLockRelationOid(relid, AccessExclusiveLock))
-	{
-		CHECK_FOR_INTERRUPTS();
-		if (waited >= LOCK_PATIENCE_MS)
-		{
-			VirtualTransactionId *holders = GetLockConflicts(&tag, AccessExclusiveLock, NULL);
-
-			/* SQLSTATE 40001 for a statement, the end of an idle session */
-			for (; VirtualTransactionIdIsValid(*holders); holders++)
-				(void) CancelVirtualTransaction(*holders, PROCSIG_RECOVERY_CONFLICT_LOCK);
-		}
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10, PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		waited += 10;
-	}
+	if (shared == NULL || au_ddl_applying)
+		return;
+	barred = pg_atomic_read_u64(&shared->barred);
+	if (likely(barred == 0) || (Oid) (barred >> 32) != MyDatabaseId ||
+		!CheckRelationOidLockedByMe((Oid) barred, AccessShareLock, true))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("schema has been updated by another transaction (OC001)"),
+			 errdetail("A change of relation %u by another query processor waits for this transaction.", (Oid) barred),
+			 errhint("The transaction might succeed if retried.")));
 }
 
 /* Files of relations that are gone or got new storage. */
@@ -758,7 +763,7 @@ apply_effects(RecordIn *in, Batch *batch)
 		Oid			relid = (Oid) in->changed[i];
 
 		if ((Oid) (in->changed[i] >> 32) == MyDatabaseId)
-			lock_relation(relid);
+			LockRelationOid(relid, AccessExclusiveLock);	/* watch_applier clears the way */
 	}
 
 	for (i = 0; i < in->ndatabases; i++)
@@ -1294,6 +1299,102 @@ set_library(BackgroundWorker *worker)
 }
 
 static bool
+between_statements(ProcNumber process)
+{
+	PgBackendStatus *status = pgstat_get_beentry_by_proc_number(process);
+
+	return status != NULL && status->st_state == STATE_IDLEINTRANSACTION;
+}
+
+/* Does the process wait for a lock that others are to give way for?  Then which. */
+static bool
+waited_for(pid_t pid, LOCKTAG *tag, LOCKMODE *mode)
+{
+	BlockedProcsData *blocked = GetBlockerStatusData(pid);
+	bool		waits = false;
+
+	for (int i = 0; i < blocked->nlocks && !waits; i++)
+	{
+		LockInstanceData *lock = &blocked->locks[i];
+
+		/* who commits a record has the DDL lock, and has it for a short time */
+		if (lock->pid != pid || lock->waitLockMode == NoLock ||
+			(lock->locktag.locktag_type == LOCKTAG_OBJECT &&
+			 lock->locktag.locktag_field2 == AccessMethodRelationId))
+			continue;
+		*tag = lock->locktag;
+		*mode = lock->waitLockMode;
+		waits = true;
+	}
+	return waits;
+}
+
+/*
+ * PROTOCOL Q4: the applier never waits long for local locks, of relations that
+ * change or of transactions that changed the same rows of catalogs; their
+ * holders give way.  (It queues like everybody, so that those who come later
+ * wait behind it.)  A transaction between two statements can only be told by
+ * ending its session, so it gets some time to come with its next statement,
+ * which then fails (au_ddl_give_way).  Returns whether the applier waits.
+ */
+static bool
+clear_way(pid_t applier, LOCKTAG *before, TimestampTz *since)
+{
+	VirtualTransactionId *holders;
+	LOCKTAG		tag;
+	LOCKMODE	mode;
+	long		waited;
+
+	if (!waited_for(applier, &tag, &mode))
+	{
+		memset(before, 0, sizeof(*before));
+		pg_atomic_write_u64(&shared->barred, 0);
+		return false;
+	}
+	if (memcmp(before, &tag, sizeof(tag)) != 0)
+	{
+		*before = tag;
+		*since = GetCurrentTimestamp();
+	}
+	waited = TimestampDifferenceMilliseconds(*since, GetCurrentTimestamp());
+	if (waited < LOCK_PATIENCE_MS)
+		return true;
+	if (tag.locktag_type == LOCKTAG_RELATION)
+		pg_atomic_write_u64(&shared->barred, (uint64) tag.locktag_field1 << 32 | tag.locktag_field2);
+	/* SQLSTATE 40001 for a statement, the end of an idle session */
+	for (holders = GetLockConflicts(&tag, mode, NULL); VirtualTransactionIdIsValid(*holders); holders++)
+		if (waited >= IDLE_PATIENCE_MS || !between_statements(holders->procNumber))
+			(void) CancelVirtualTransaction(*holders, PROCSIG_RECOVERY_CONFLICT_LOCK);
+	return true;
+}
+
+/* Wait until the applier has ended, and see to it that it gets on. */
+static void
+watch_applier(BackgroundWorkerHandle *handle)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "applier's locks", ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	LOCKTAG		tag = {0};
+	TimestampTz since = 0;
+	pid_t		pid;
+	BgwHandleStatus status;
+
+	while ((status = GetBackgroundWorkerPid(handle, &pid)) != BGWH_STOPPED)
+	{
+		bool		waits = status == BGWH_STARTED && clear_way(pid, &tag, &since);
+
+		MemoryContextReset(context);
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 waits ? LOCK_LOOK_MS : WATCH_MS, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	pg_atomic_write_u64(&shared->barred, 0);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+}
+
+static bool
 run_applier(Oid database)
 {
 	BackgroundWorker worker = {0};
@@ -1317,13 +1418,8 @@ run_applier(Oid database)
 				 errhint("Raise max_worker_processes.")));
 		return false;
 	}
-	switch (WaitForBackgroundWorkerShutdown(handle))
-	{
-		case BGWH_STOPPED:
-			return shared->result != APPLIER_FAILED;
-		default:
-			proc_exit(1);		/* the postmaster is gone */
-	}
+	watch_applier(handle);
+	return shared->result != APPLIER_FAILED;
 }
 
 /* An applier that cannot read would only fail and fill the log. */

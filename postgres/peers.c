@@ -226,7 +226,17 @@ catalogs_moved(void)
 static void
 look_at_error(ErrorData *error)
 {
-	if (may_be_stale(error) && MyBackendType == B_BACKEND && MyDatabaseId != InvalidOid && catalogs_moved())
+	/* the signal that makes holders of locks give way is PostgreSQL's for standby servers */
+	if (error->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE && error->elevel >= ERROR && error->message &&
+		strstr(error->message, "conflict with recovery") != NULL)
+	{
+		error->message = pstrdup(error->elevel == ERROR ?
+								 "schema has been updated by another transaction (OC001)" :
+								 "terminating connection: schema has been updated by another transaction (OC001)");
+		error->detail = pstrdup("A schema change by another query processor waited for this transaction.");
+		error->hint = pstrdup("The transaction might succeed if retried.");
+	}
+	else if (may_be_stale(error) && MyBackendType == B_BACKEND && MyDatabaseId != InvalidOid && catalogs_moved())
 	{
 		error->detail = psprintf("With catalogs that were changing, it failed: %s", error->message);
 		error->message = pstrdup("schema has been updated by another transaction, please retry: (OC001)");

@@ -351,6 +351,7 @@ run(QueryDesc *query, ScanDirection direction, uint64 count)
 	bool		compared = au_tid_compared;
 	bool		unnamed = au_tid_unnamed;
 
+	au_ddl_give_way();
 	if (query->plannedstmt->parallelModeNeeded && au_enabled && !IsParallelWorker())
 	{
 		if (au_workers_see_all())

@@ -1,0 +1,1 @@
+"""Several query processors of one cluster."""

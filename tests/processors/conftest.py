@@ -1,0 +1,53 @@
+"""A cluster with three query processors, each reachable by itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psycopg
+import pytest
+
+from tests.fixtures.postgres import ProgramsMissing
+from tests.fixtures.servers import AustralisCluster, CannotStart, Server, temporary_directory
+
+COUNT = 3
+Connection = psycopg.Connection[tuple[object, ...]]
+
+
+@dataclass
+class Processors:
+    """A running cluster; `router` leads to any of its query processors."""
+
+    cluster: AustralisCluster
+    router: Server
+
+    def ports(self) -> list[int]:
+        """Their own ports; another after a restart."""
+        ports: list[int] = json.loads((self.cluster.data / "run" / "state.json").read_text())["direct_ports"]
+        return ports
+
+    def server(self, number: int) -> Server:
+        """One of them as a server of its own."""
+        return Server("australis", self.router.dsn.replace(f":{self.router.port}/", f":{self.ports()[number]}/"))
+
+    def connect(self, number: int) -> Connection:
+        """A session of one of them."""
+        return self.server(number).connect()
+
+    def services(self) -> dict[str, dict[str, int]]:
+        services: dict[str, dict[str, int]] = json.loads(self.cluster.command("status", "--json").stdout)["services"]
+        return services
+
+
+@pytest.fixture(scope="module")
+def processors() -> Iterator[Processors]:
+    with temporary_directory("processors") as directory:
+        cluster = AustralisCluster(directory, settings={"query_processors": COUNT})
+        try:
+            yield Processors(cluster, cluster.start())
+        except (CannotStart, ProgramsMissing) as error:
+            pytest.skip(f"Australis can't start: {error}")
+        finally:
+            cluster.stop()
