@@ -205,7 +205,9 @@ may_be_stale(const ErrorData *error)
 		case ERRCODE_INVALID_CATALOG_NAME:
 			return true;
 		default:
-			return error->sqlerrcode == ERRCODE_INTERNAL_ERROR;
+			/* a deadlock with the one who applies records */
+			return error->sqlerrcode == ERRCODE_INTERNAL_ERROR ||
+				error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED;
 	}
 }
 
