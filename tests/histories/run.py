@@ -202,7 +202,7 @@ class Run:
         self._patience = patience
         self._heal = heal
         self._keep = keep
-        self._schema = f"history_{workload.replace('-', '_')}_{secrets.token_hex(4)}"
+        self.schema = f"history_{workload.replace('-', '_')}_{secrets.token_hex(4)}"
         self._clients = [Client(n, self) for n in range(clients)]
         self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._watched = threading.Event()
@@ -214,7 +214,7 @@ class Run:
             self._dsns[place % len(self._dsns)], autocommit=True, connect_timeout=5, application_name="histories"
         )
         try:
-            connection.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(self._schema)))
+            connection.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(self.schema)))
             connection.execute(f"SET default_transaction_isolation = '{self.level.replace('-', ' ')}'".encode())
             connection.execute(f"SET statement_timeout = '{int(self._patience * 1000)}'".encode())
         except psycopg.Error:
@@ -230,13 +230,21 @@ class Run:
         enough = self._limit is not None and sum(len(c.transactions) for c in self._clients) >= self._limit
         return late or enough
 
+    def committed(self) -> int:
+        """Transactions acknowledged so far."""
+        return sum(t.outcome is Outcome.OK for c in self._clients for t in c.transactions[:])
+
+    def lost_connections(self) -> int:
+        """Connections that broke inside a transaction so far."""
+        return sum(c.errors["connection lost"] for c in self._clients)
+
     # ------------------------------------------------------------------ before, during, after
 
     def start(self) -> Self:
         """Create the tables and begin. NoDatabase if that fails for `heal` seconds."""
 
         def create(connection: Connection) -> None:
-            name = sql.Identifier(self._schema)
+            name = sql.Identifier(self.schema)
             connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(name))
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(name))
             for statement in self.workload.schema:
@@ -336,7 +344,7 @@ class Run:
             self.workload.total,
             self.workload.opening,
             self.workload.constraints,
-            f"{self.level}, {len(self._clients)} clients, seed {self.seed}, schema {self._schema}",
+            f"{self.level}, {len(self._clients)} clients, seed {self.seed}, schema {self.schema}",
         )
         if not transactions:
             problems.append("no transaction at all")
@@ -352,14 +360,14 @@ class Run:
     def _store(self, history: History) -> Path:
         directory = self._keep or Path(tempfile.mkdtemp(prefix="au-history-"))
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"{self._schema}.history"
+        path = directory / f"{self.schema}.history"
         path.write_bytes(encode(history))
         return path
 
     def _drop(self) -> None:
         """Leave nothing behind; after a bad run the tables stay for whoever looks."""
         with contextlib.suppress(psycopg.Error), contextlib.closing(self.connect(0)) as connection:  # best effort
-            connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(self._schema)))
+            connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(self.schema)))
 
 
 def _cut(connection: Connection) -> None:
