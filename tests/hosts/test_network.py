@@ -175,8 +175,10 @@ def test_nothing_is_left(network: Network) -> None:
 
 def test_what_a_killed_run_left_is_cleared(network: Network) -> None:
     program = (
-        "import os, sys; from tests.hosts.network import Network; n = Network(2); n.__enter__();"
-        "p = n.hosts[0].start(['sleep', '600'], stdout=-3); print(os.getpid(), p.pid, flush=True); os.kill(os.getpid(), 9)"
+        "import os, subprocess; from tests.hosts.network import Network; n = Network(2); n.__enter__();"
+        "quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL);"  # they outlive who waits for our output
+        "p = n.hosts[0].start(['sleep', '600'], **quiet); print(os.getpid(), p.pid, flush=True);"
+        "os.kill(os.getpid(), 9)"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=False)
