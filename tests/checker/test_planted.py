@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from australis.simulation import checker
-from australis.simulation.anomalies import Level, Name
+from australis.simulation.anomalies import LISTED, Level, Name
 from australis.simulation.checker import Verdict, check
 from australis.simulation.history import (
     Append,
@@ -60,11 +60,19 @@ CYCLES: dict[str, tuple[Name, list[Transaction]]] = {
         Name.G0,
         [t(a(1, 1), a(2, 1)), t(a(1, 2), a(2, 2)), t(r(1, 1, 2)), t(r(2, 2, 1))],
     ),
+    "circular flow over an append that nobody read": (
+        Name.G1C,
+        [t(a(1, 1), r(2, 1)), t(a(1, 2), a(2, 1)), t(r(1, 1))],
+    ),
     "circular flow": (Name.G1C, [t(a(1, 1), r(2, 1)), t(a(2, 1), r(1, 1))]),
     "read skew": (Name.G_SINGLE, [t(a(1, 1), a(2, 1)), t(r(1), r(2, 1)), t(r(1, 1))]),
     "read skew over a write": (
         Name.G_SINGLE,
         [t(a(1, 1), a(2, 1)), t(a(2, 2), a(3, 1)), t(r(1), r(3, 1)), t(r(1, 1), r(2, 1, 2))],
+    ),
+    "read skew beside an aborted append": (
+        Name.G_SINGLE,
+        [t(a(1, 1), outcome=FAIL), t(a(1, 2), a(2, 5)), t(r(1), r(2, 5)), t(r(1, 1, 2))],
     ),
     "lost update": (Name.LOST_UPDATE, [t(r(1), a(1, 1)), t(r(1), a(1, 2)), t(r(1, 1, 2))]),
     "lost update that nobody read": (Name.LOST_UPDATE, [t(r(1), a(1, 1)), t(r(1), a(1, 2)), t(r(1, 1))]),
@@ -125,6 +133,10 @@ CYCLES: dict[str, tuple[Name, list[Transaction]]] = {
     "register: read changes": (Name.NON_REPEATABLE, [t(Write(1, 1)), t(Get(1, None), Get(1, 1))]),
     "register: circular flow": (Name.G1C, [t(Write(1, 1), Get(2, 1)), t(Write(2, 1), Get(1, 1))]),
     "register: read skew": (Name.G_SINGLE, [t(Write(1, 1), Write(2, 1)), t(Get(1, None), Get(2, 1))]),
+    "register: read skew over a replaced value": (
+        Name.G_SINGLE,
+        [t(Write(1, 1)), t(Get(1, 1), Write(1, 2), Write(2, 1)), t(Get(1, 1), Get(2, 1))],
+    ),
     "register: lost update": (Name.LOST_UPDATE, [t(Get(1, None), Write(1, 1)), t(Get(1, None), Write(1, 2))]),
     "register: long fork": (
         Name.LONG_FORK,
@@ -207,10 +219,30 @@ def test_unknown_outcomes_are_neither_committed_nor_aborted() -> None:
 
 def test_a_chain_of_unknown_outcomes() -> None:
     """One read the other's write and was read itself: both committed."""
-    verdict = judge(
-        t(a(1, 1), a(3, 1), outcome=UNKNOWN), t(r(1, 1), a(2, 1), outcome=UNKNOWN), t(r(2, 1), r(3)), t(r(1, 1))
-    )
+    verdict = judge(t(a(1, 1), a(3, 1), outcome=UNKNOWN), t(r(1, 1), a(2, 1), outcome=UNKNOWN), t(r(2, 1), r(3)))
     assert verdict.names == {Name.G_SINGLE}
+
+
+@pytest.mark.parametrize("what", ["lost update", "stale read", "register: lost update"])
+def test_one_name_for_one_thing(what: str) -> None:
+    name, transactions = CYCLES[what]
+    assert judge(*transactions).counts.keys() == {name}
+
+
+def test_what_is_lost_is_told_once() -> None:
+    finals = [t(r(1), at=(2, 3), final=True) for _ in range(2)]
+    verdict = judge(t(a(1, 1), at=(0, 1)), *finals)
+    assert verdict.counts == {Name.LOST: 1}
+
+
+def test_stale_reads_and_lost_updates_are_all_counted() -> None:
+    """Also where no search for cycles goes that far."""
+    stale = judge(t(a(1, 1), at=(0, 1)), *(t(r(1), at=(2, 3)) for _ in range(70)), t(r(1, 1), at=(4, 5)))
+    assert stale.counts[Name.STALE_READ] == 70
+    rivals = [t(r(1), a(1, i)) for i in range(70)]
+    lost = judge(*rivals, t(r(1, *range(70))))
+    assert lost.counts[Name.LOST_UPDATE] >= 69
+    assert len([x for x in lost.anomalies if x.name is Name.LOST_UPDATE]) == LISTED
 
 
 def test_the_witness_is_the_shortest() -> None:

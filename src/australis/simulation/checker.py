@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from australis.simulation.anomalies import Anomaly, Findings, Level, Name
+from australis.simulation.anomalies import LISTED, Anomaly, Findings, Level, Name
 from australis.simulation.cycles import (
     DATA,
     KIND_NAMES,
@@ -141,7 +141,7 @@ class _Search:
         for cycle in view.witnesses(wanted, accept):
             name = self._classify(cycle)
             transactions = tuple(edge.source for edge in cycle)
-            if (name, frozenset(transactions)) in self._told:
+            if (name, frozenset(transactions)) in self._told or self._findings.counts[name] >= LISTED:
                 continue
             self._told.add((name, frozenset(transactions)))
             self._findings.add(name, self._explain(cycle), *transactions)

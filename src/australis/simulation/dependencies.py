@@ -396,11 +396,7 @@ class Dependencies:
             self._order_by_time(written, later)
         preceded = {v for versions in later.values() for v in versions}
         later[None] |= {v for v in owners if v not in preceded}
-        for version, versions in later.items():
-            before = owners.get(version) if version is not None else None
-            for following in versions:
-                if before is not None and following in owners:
-                    self.graph.add(before, owners[following], WW, key)
+        # no ww edges: one is known only where a wr edge or real time leads from the one writer to the other anyway
         for reader, value in self._gets[key]:
             for following in later.get(value, ()):
                 if following in owners:
