@@ -254,6 +254,14 @@ def test_the_witness_is_the_shortest() -> None:
     assert min(len(anomaly.transactions) for anomaly in short.anomalies) == 2
 
 
+def test_a_long_cycle_needs_no_deep_stack() -> None:
+    size = 5_000
+    ring = [t(a(i, 1), r((i + 1) % size, 1)) for i in range(size)]
+    verdict = judge(*ring)
+    assert verdict.counts == {Name.G1C: 1}
+    assert len(verdict.anomalies[0].transactions) == size
+
+
 def test_an_explanation_names_transactions_keys_values_and_times() -> None:
     verdict = judge(t(a(1, 7), a(2, 8), at=(0, 2_000_000), process=3), t(r(1), r(2, 8), at=(0, 3_000_000), process=4))
     (found,) = verdict.anomalies

@@ -29,7 +29,7 @@ WW, WR, RW, SESSION, REAL_TIME = 1, 2, 4, 8, 16
 DATA = WW | WR | RW
 KIND_NAMES = {WW: "ww", WR: "wr", RW: "rw", SESSION: "session", REAL_TIME: "real time"}
 
-SEARCH_STEPS = 2_000_000
+SEARCH_STEPS = 500_000
 WITNESSES = 20  # per question
 
 _WITHIN, _TO_MOMENT, _MOMENTS = -1, -2, -3  # edges of a view that are no edges of the graph
