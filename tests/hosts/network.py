@@ -14,9 +14,11 @@ reason.
 A cut is silent, as a broken cable is: the sender's neighbour table gets a permanent entry for the other with a
 hardware address that nobody has. It needs no packet filter. Frames that are on their way arrive.
 
-Clocks: the kernel offsets none but the monotonic and boot clocks per namespace, so `clock` (seconds) preloads
-libfaketime (Debian: libfaketime), which shifts what programs read as real time, of the whole tree of processes; the
-monotonic clock stays. AUSTRALIS_TEST_FAKETIME names its library if it is elsewhere. Delays need the kernel's netem.
+Clocks: the kernel offsets none but the monotonic and boot clocks per namespace, so what is started with `skewed=True`
+gets clock.c preloaded, which shifts what programs read as real time; `set_clock` moves it, also while they run. (Not
+libfaketime: with its release 0.9.10 every time.sleep of Python fails with EINVAL once the monotonic clock is to be
+left alone.) Programs that don't ask the C library for the time, as those in Go, keep the right time. Delays need the
+kernel's netem.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ import contextlib
 import os
 import shutil
 import signal
+import struct
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -37,7 +41,6 @@ from typing import Any, Self
 PREFIX = "australis-test"
 NOBODY = "02:00:00:00:00:01"  # a locally administered address that no interface gets
 SUBNET = "10.213.0"
-FAKETIME_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
 
 _numbers = count()
 
@@ -67,39 +70,32 @@ def why_not() -> str | None:
         return f"no network namespaces here: {error}"
 
 
-@cache
-def faketime() -> Path:
-    """libfaketime for programs with threads. Unavailable says what to install."""
-    named = os.environ.get("AUSTRALIS_TEST_FAKETIME")
-    found = [Path(named)] if named else []
-    for folder in FAKETIME_FOLDERS:
-        found += sorted(Path(folder).glob("**/faketime/libfaketimeMT.so.1"))
-    for path in found:
-        if path.exists():
-            return path
-    raise Unavailable("libfaketime not found: install libfaketime, or set AUSTRALIS_TEST_FAKETIME=<library>")
-
-
 @dataclass(frozen=True)
 class Host:
-    """One host. `name` is its namespace, `address` its IPv4 address among the others."""
+    """One host. `name` is its namespace, `address` its IPv4 address among the others, `clock` the file of its clock's
+    error."""
 
     name: str
     address: str
+    clock: Path
 
     def command(self, command: Sequence[str]) -> list[str]:
         """The command that runs `command` here (it becomes the command itself: same pid)."""
         return ["ip", "netns", "exec", self.name, *command]
 
-    def environment(self, clock: float = 0.0, base: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Environment of a program whose real time is `clock` seconds off. Unavailable without libfaketime."""
+    def set_clock(self, seconds: float) -> None:
+        """From now on the real time of what was started `skewed` is so much off."""
+        with self.clock.open("r+b") as file:
+            file.write(struct.pack("=q", round(seconds * 1e9)))  # 8 bytes in place: readers have it mapped
+
+    def environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Environment of a program with this host's clock."""
         env = dict(base if base is not None else os.environ)
-        if clock:
-            env.update(LD_PRELOAD=str(faketime()), FAKETIME=f"{clock:+f}", FAKETIME_DONT_FAKE_MONOTONIC="1")
+        env.update(LD_PRELOAD=str(self.clock.with_name("clock.so")), AUSTRALIS_TEST_CLOCK=str(self.clock))
         return env
 
     def run(
-        self, command: Sequence[str], *, clock: float = 0.0, timeout: float = 60
+        self, command: Sequence[str], *, skewed: bool = False, timeout: float = 60
     ) -> subprocess.CompletedProcess[str]:
         """Run to its end; output captured."""
         return subprocess.run(
@@ -108,14 +104,15 @@ class Host:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            env=self.environment(clock),
+            env=self.environment() if skewed else None,
             timeout=timeout,
         )
 
-    def start(self, command: Sequence[str], *, clock: float = 0.0, **popen: Any) -> subprocess.Popen[str]:
+    def start(self, command: Sequence[str], *, skewed: bool = False, **popen: Any) -> subprocess.Popen[str]:
         """Start and go on; killed when the network is left. `popen`: arguments of subprocess.Popen."""
         popen.setdefault("stdin", subprocess.DEVNULL)
-        popen.setdefault("env", self.environment(clock))
+        if skewed:
+            popen["env"] = self.environment(popen.get("env"))
         return subprocess.Popen(self.command(command), text=True, **popen)
 
     def processes(self) -> list[int]:
@@ -131,7 +128,9 @@ class Network:
             raise ValueError(f"{hosts} hosts")
         stem = f"{PREFIX}-{os.getpid()}-{next(_numbers)}"
         self._switch = f"{stem}-switch"
-        self.hosts = [Host(f"{stem}-{n}", f"{SUBNET}.{n}") for n in range(1, hosts + 1)]
+        self._stem, self._size = stem, hosts
+        self.hosts: list[Host] = []
+        self._files: tempfile.TemporaryDirectory[str] | None = None
         self._cut: set[tuple[Host, Host]] = set()
 
     def __enter__(self) -> Self:
@@ -149,6 +148,14 @@ class Network:
         self._remove()
 
     def _make(self) -> None:
+        self._files = tempfile.TemporaryDirectory(prefix="au-hosts-")
+        directory = Path(self._files.name)
+        directory.chmod(0o755)  # servers drop root
+        _compile(Path(__file__).with_name("clock.c"), directory / "clock.so")
+        for number in range(1, self._size + 1):
+            clock = directory / f"clock{number}"
+            clock.write_bytes(bytes(8))
+            self.hosts.append(Host(f"{self._stem}-{number}", f"{SUBNET}.{number}", clock))
         _ip("netns", "add", self._switch)
         _ip("-n", self._switch, "link", "add", "bridge", "type", "bridge")
         _ip("-n", self._switch, "link", "set", "bridge", "up")
@@ -165,6 +172,8 @@ class Network:
         for host in self.hosts:
             _remove(host.name)
         _remove(self._switch)
+        if self._files is not None:
+            self._files.cleanup()
 
     # ------------------------------------------------------------------ faults
 
@@ -213,6 +222,19 @@ class Network:
         done = host.run(["tc", "qdisc", *change])
         if done.returncode:
             raise Unavailable(f"the kernel has no netem: {done.stderr.strip()}")
+
+
+def _compile(source: Path, library: Path) -> None:
+    if shutil.which("gcc") is None:
+        raise Unavailable("gcc not found")
+    done = subprocess.run(
+        ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
 
 
 def _namespaces() -> Iterator[str]:

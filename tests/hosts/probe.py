@@ -1,5 +1,6 @@
 """What runs in the hosts of the tests: `listen` prints each datagram it gets, `send ADDRESS TEXT` sends one, `serve`
-echoes lines of one TCP connection, `clocks` prints real and monotonic time."""
+echoes lines of one TCP connection, `talk ADDRESS` is its client, `clocks` prints real and monotonic time for
+each line it gets."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def main(what: str, *rest: str) -> None:
                     lines.flush()
                     print(lines.readline(), end="", flush=True)
         case "clocks":
-            print(time.time(), time.monotonic())
+            for _ in rest or sys.stdin:
+                time.sleep(0.001)  # must work whatever the clock says
+                print(time.time(), time.monotonic(), flush=True)
         case _:
             raise SystemExit(f"unknown: {what}")
 

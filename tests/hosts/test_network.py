@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts.network import PREFIX, Host, Network, Unavailable, clear_left_behind, faketime, why_not
+from tests.hosts.network import PREFIX, Host, Network, Unavailable, clear_left_behind, why_not
 
 PROBE = [sys.executable, str(Path(__file__).with_name("probe.py"))]
 
@@ -134,17 +134,25 @@ def test_a_connection_survives_a_short_cut(network: Network) -> None:
     assert (client.returncode, server.returncode) == (0, 0)
 
 
-def test_a_clock_that_is_off(network: Network) -> None:
-    try:
-        faketime()
-    except Unavailable as error:
-        pytest.skip(str(error))
-    for clock in (3600.0, -3600.0, 0.0):
-        before = (time.time(), time.monotonic())
-        real, monotonic = map(float, network.hosts[0].run([*PROBE, "clocks"], clock=clock).stdout.split())
-        after = (time.time(), time.monotonic())
-        assert before[0] + clock - 1 <= real <= after[0] + clock + 1
-        assert before[1] <= monotonic <= after[1]
+def test_a_clock_that_is_off_and_jumps(network: Network) -> None:
+    host, other, _ = network.hosts
+    process = host.start([*PROBE, "clocks"], skewed=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with process:
+        assert process.stdin is not None and process.stdout is not None
+        for clock in (0.0, 3600.5, -3600.5):
+            host.set_clock(clock)
+            before = (time.time(), time.monotonic())
+            process.stdin.write("now\n")
+            process.stdin.flush()
+            real, monotonic = map(float, process.stdout.readline().split())
+            after = (time.time(), time.monotonic())
+            assert before[0] + clock - 0.001 <= real <= after[0] + clock + 0.001
+            assert before[1] <= monotonic <= after[1]
+        process.stdin.close()
+    assert process.returncode == 0
+    asked = other.run([*PROBE, "clocks", "once"], skewed=True)  # its own clock is right
+    assert before[0] <= float(asked.stdout.split()[0]) <= time.time(), asked.stderr
+    host.set_clock(0)
 
 
 def test_a_delay(network: Network) -> None:
