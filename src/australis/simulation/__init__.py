@@ -1,0 +1,1 @@
+"""Histories of transactions and what isolation levels allow in them."""

@@ -1,0 +1,1 @@
+"""The isolation checker, held to planted anomalies and to a model database."""
