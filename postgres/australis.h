@@ -733,6 +733,7 @@ typedef enum PageWord
 	PAGE_COMMIT_PID = 9,
 	PAGE_STORAGE_PID = 10,
 	PAGE_STORE = 11,			/* changes when the store's files are replaced */
+	PAGE_SETVALS = 13,			/* counts the setvals of this host's query processors */
 	PAGE_PROCESSORS = 64,		/* four words each: peers.c */
 	PAGE_SLOTS = 512
 } PageWord;
@@ -751,6 +752,14 @@ extern void au_page_set_slot(Tau tau_start);
 extern Tau	au_page_slot_of(int process);
 extern Tau	au_page_oldest_snapshot(void);	/* this backend's slot; 0 frees */
 extern uint64 au_next_insert_stamp(void);	/* hidden keys: strictly increasing */
+
+/* -------------------------------------------------------------- sequence.c */
+#define AU_IDENTITY_VALUE_OID 9023
+#define AU_IDENTITY_LOCATION (-9023)	/* marks calls that the planner made; users' have positions or -1 */
+
+extern void au_sequences_of_copy(Relation rel);
+extern bool au_sequences_copy_begins(Relation rel);
+extern void au_sequences_copy_ended(void);
 
 /* ------------------------------------------------------------ object_ids.c */
 extern Size au_oids_shmem_size(void);

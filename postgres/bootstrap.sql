@@ -75,6 +75,32 @@ INSERT INTO pg_catalog.pg_description (objoid, classoid, objsubid, description)
         (9015, 2324), (9016, 2168), (9017, 2322), (9018, 2323)) AS n (oid, old)
         ON d.objoid = n.old::oid AND d.classoid = 1255;
 
+-- Sequences are the cluster's (sequence.c).  As above, PostgreSQL's functions get
+-- other names; identity columns and calls by oid still find them.
+UPDATE pg_catalog.pg_proc SET proname = proname || '_local' WHERE oid IN (1574, 1576, 1765);
+
+INSERT INTO pg_catalog.pg_proc (oid, proname, pronamespace, proowner, prolang, procost, prorows, provariadic,
+        prosupport, prokind, prosecdef, proleakproof, proisstrict, proretset, provolatile, proparallel, pronargs,
+        pronargdefaults, prorettype, proargtypes, prosrc, probin)
+    SELECT n.oid, replace(proname::text, '_local', '')::name, pronamespace, proowner, 13, 1, prorows, provariadic,
+        prosupport, prokind, prosecdef, proleakproof, proisstrict, proretset, provolatile, proparallel, pronargs,
+        pronargdefaults, prorettype, proargtypes, n.src, 'australis'
+    FROM pg_catalog.pg_proc p JOIN (VALUES (9020, 1574, 'au_nextval'), (9021, 1576, 'au_setval'),
+        (9022, 1765, 'au_setval_called')) AS n (oid, old, src) ON p.oid = n.old::oid;
+
+INSERT INTO pg_catalog.pg_proc (oid, proname, pronamespace, proowner, prolang, procost, prorows, provariadic,
+        prosupport, prokind, prosecdef, proleakproof, proisstrict, proretset, provolatile, proparallel, pronargs,
+        pronargdefaults, prorettype, proargtypes, prosrc, probin)
+    SELECT 9023, 'au_identity_value', pronamespace, proowner, 13, 1, prorows, provariadic,
+        prosupport, prokind, prosecdef, proleakproof, proisstrict, proretset, provolatile, proparallel, pronargs,
+        pronargdefaults, prorettype, proargtypes, 'au_identity_value', 'australis'
+    FROM pg_catalog.pg_proc WHERE oid = 1574;
+
+INSERT INTO pg_catalog.pg_description (objoid, classoid, objsubid, description)
+    SELECT n.oid, classoid, objsubid, description
+    FROM pg_catalog.pg_description d JOIN (VALUES (9020, 1574), (9021, 1576), (9022, 1765)) AS n (oid, old)
+        ON d.objoid = n.old::oid AND d.classoid = 1255;
+
 INSERT INTO pg_catalog.pg_am (oid, amname, amhandler, amtype) VALUES (9002, 'heap', 9000, 't');
 
 INSERT INTO pg_catalog.pg_am (oid, amname, amhandler, amtype) VALUES (9403, 'btree', 9001, 'i');

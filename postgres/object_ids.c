@@ -35,7 +35,7 @@
 
 #define BLOCK_IDS	8192
 #define LOW_IDS		1024		/* more than one command takes between two looks at what is left */
-#define TRIES		100			/* each means that another query processor took a block meanwhile */
+#define TRIES		2000		/* each means that another query processor took a block meanwhile */
 
 typedef struct IdBlock
 {

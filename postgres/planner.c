@@ -26,8 +26,10 @@
 #include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "lib/ilist.h"
+#include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "nodes/pathnodes.h"
 #include "nodes/plannodes.h"
@@ -35,6 +37,7 @@
 #include "optimizer/planner.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
+#include "utils/syscache.h"
 
 /*
  * What the planner hook says to the executor hooks travels in bits of
@@ -148,6 +151,43 @@ any_reads_ctid(const List *plans)
 	return false;
 }
 
+static bool
+has_identity(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, NextValueExpr))
+		return true;
+	if (IsA(node, Query))
+		return query_tree_walker((Query *) node, has_identity, context, 0);
+	return expression_tree_walker(node, has_identity, context);
+}
+
+/* Identity columns draw their values by a call of our function (sequence.c). */
+static Node *
+draw_by_call(Node *node, void *context)
+{
+	if (node == NULL)
+		return NULL;
+	if (IsA(node, NextValueExpr))
+	{
+		NextValueExpr *next = (NextValueExpr *) node;
+		Const	   *sequence = makeConst(REGCLASSOID, -1, InvalidOid, sizeof(Oid), ObjectIdGetDatum(next->seqid),
+										 false, true);
+		FuncExpr   *call = makeFuncExpr(AU_IDENTITY_VALUE_OID, INT8OID, list_make1(sequence), InvalidOid, InvalidOid,
+										COERCE_EXPLICIT_CALL);
+
+		call->location = AU_IDENTITY_LOCATION;
+		if (next->typeId == INT8OID)
+			return (Node *) call;
+		return (Node *) makeFuncExpr(next->typeId == INT4OID ? F_INT4_INT8 : F_INT2_INT8, next->typeId,
+									 list_make1(call), InvalidOid, InvalidOid, COERCE_IMPLICIT_CAST);
+	}
+	if (IsA(node, Query))
+		return (Node *) query_tree_mutator((Query *) node, draw_by_call, context, 0);
+	return expression_tree_mutator(node, draw_by_call, context);
+}
+
 static PlannedStmt *
 plan(Query *parse, const char *query_string, int cursor_options, ParamListInfo params)
 {
@@ -163,6 +203,9 @@ plan(Query *parse, const char *query_string, int cursor_options, ParamListInfo p
 		/* whoever imports the snapshot takes this transaction's time */
 		if (exports_snapshot(parse))
 			(void) au_tau_start();
+		if (parse->commandType != CMD_UTILITY && has_identity((Node *) parse, NULL) &&
+			SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(AU_IDENTITY_VALUE_OID)))
+			parse = (Query *) draw_by_call((Node *) parse, NULL);
 		if (mentions_ctid((Node *) parse, NULL))
 			flags |= PLAN_HAS_CTID;
 		/* what DECLARE CURSOR and PL/pgSQL's OPEN plan with */

@@ -3,21 +3,37 @@
  * sequence.c
  *	  Sequences that survive the loss of this server's data directory.
  *
- * PostgreSQL's own sequences do the work, in local pages.  What is durable is
- * a bound per sequence, the value of key (2, database, relfilenumber):
+ * PostgreSQL's own sequences do the work, in local pages; every query processor
+ * has its own.  What is durable is a record per sequence, the value of key
+ * (2, database, relfilenumber):
  *
- *	  [bound, is_called, epoch]
+ *	  [bound, is_called, epoch, owner]
  *
- * What must hold: a transaction that drew values commits only after a bound at
- * or beyond them is durable, so a value that a committed transaction or its
- * client knows is never drawn again: a rebuilt sequence starts at its bound.
- * (As in PostgreSQL, a value drawn by a transaction that had not ended when
- * the server crashed may be drawn again.)  A bound lies 1,000 increments ahead,
- * hence costs one commit per 1,000 values; after a clean restart the local
- * pages are newer and there is no gap.
+ * All values up to the bound belong to some query processor; those that the
+ * owner, the last one to move the bound, still draws from end there.  A query
+ * processor draws only from a range of its own.  When that is used up it moves
+ * the bound by at least 1,000 increments: from the end of its own range if it
+ * is still the owner, so that there is no gap, else it takes a new range behind
+ * the bound, and its local page moves there.  Moving is compare-and-set.
  *
- * setval moves a sequence at once, outside transactions, maybe backwards: then
- * the bound follows with the next epoch (PROTOCOL Q6).  ALTER SEQUENCE and
+ * nextval and setval are ours (bootstrap.sql), and so is what identity columns
+ * draw by (planner.c).  COPY fills identity columns by an expression of
+ * PostgreSQL's own, for a thousand rows before it inserts the first: so there
+ * has to be enough in the range for all that are running.  Whatever else draws
+ * (calls by oid) is found out at COMMIT: values out of range are added to it if
+ * nobody has moved the bound meanwhile, else the transaction fails.
+ *
+ * What must hold: a transaction that drew values commits only when they are
+ * within a durable range of this query processor; so no two committed
+ * transactions have the same value, and a rebuilt sequence, which starts at
+ * the bound, never repeats one that a committed transaction or its client
+ * knows.  (As in PostgreSQL, a value drawn by a transaction that had not ended
+ * when the server crashed may be drawn again.)  After a clean restart the
+ * query processor is still the owner, and there is no gap.
+ *
+ * setval moves a sequence at once, outside transactions, maybe backwards: it
+ * writes the next epoch, and rings for all query processors of the host, who
+ * look at the record before they draw on (PROTOCOL Q6).  ALTER SEQUENCE and
  * TRUNCATE ... RESTART IDENTITY give the sequence new storage, whose contents
  * are in the DDL record.
  *
@@ -26,6 +42,9 @@
  *-------------------------------------------------------------------------
  */
 #include "ddl.h"
+
+#include <fcntl.h>
+#include <unistd.h>
 
 #include "access/genam.h"
 #include "access/htup_details.h"
@@ -36,17 +55,22 @@
 #include "access/xloginsert.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_control.h"
+#include "catalog/dependency.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_sequence.h"
+#include "common/file_perm.h"
 #include "commands/sequence.h"
 #include "common/controldata_utils.h"
 #include "common/int.h"
 #include "miscadmin.h"
+#include "nodes/primnodes.h"
 #include "port/pg_bswap.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
@@ -57,7 +81,9 @@
 
 #define SEQUENCE_MAGIC 0x1717	/* SEQ_MAGIC in commands/sequence.c */
 #define BOUND_AHEAD 1000		/* increments */
-#define SEEN_STEP 100			/* increments between updates of Bound.seen */
+#define COPY_ROWS 1000			/* that COPY gives values before the first is inserted */
+#define TRIES 2000				/* each means that another query processor moved the bound meanwhile */
+#define OWNER_FILE "australis_sequences"	/* in the data directory: who we are */
 #define BOUNDS_MAX 16384		/* cached ones */
 
 typedef struct BoundKey
@@ -71,7 +97,9 @@ typedef struct Bound
 	BoundKey	key;
 	int64		bound;
 	int64		epoch;
-	int64		seen;			/* a recent value, met at a commit */
+	int64		owner;
+	int64		lo;				/* begin of our range; it ends at the bound */
+	int64		checked;		/* setvals of the host when the record was looked at */
 } Bound;
 
 typedef struct SequenceShared
@@ -79,6 +107,8 @@ typedef struct SequenceShared
 	LWLock		lock;			/* protects the table of bounds */
 	int			tranche;
 	bool		unclean;		/* local pages may be older than the bounds */
+	int64		owner;			/* of ranges; another one when pages were lost */
+	pg_atomic_uint32 copies;	/* COPY into tables with identity columns, that are running */
 } SequenceShared;
 
 static SequenceShared *shared = NULL;
@@ -90,6 +120,31 @@ Size
 au_sequence_shmem_size(void)
 {
 	return add_size(MAXALIGN(sizeof(SequenceShared)), hash_estimate_size(BOUNDS_MAX, sizeof(Bound)));
+}
+
+/* A name for this data directory's local pages. */
+static int64
+who_are_we(bool anew)
+{
+	int64		owner = 0;
+	int			fd = open(OWNER_FILE, O_RDONLY | O_CLOEXEC);
+
+	if (fd >= 0)
+	{
+		if (anew || read(fd, &owner, sizeof(owner)) != sizeof(owner))
+			owner = 0;
+		close(fd);
+	}
+	if (owner > 0)
+		return owner;
+	if (!pg_strong_random(&owner, sizeof(owner)))
+		elog(FATAL, "could not get random bytes");
+	owner = (owner & PG_INT64_MAX) | 1;
+	fd = open(OWNER_FILE, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, pg_file_create_mode);
+	if (fd < 0 || write(fd, &owner, sizeof(owner)) != sizeof(owner))
+		ereport(FATAL, (errcode_for_file_access(), errmsg("could not write file \"%s\": %m", OWNER_FILE)));
+	close(fd);
+	return owner;
 }
 
 void
@@ -115,6 +170,8 @@ au_sequence_shmem_init(void)
 		control = get_controlfile(DataDir, &crc_ok);
 		shared->unclean = !crc_ok || control->state != DB_SHUTDOWNED;
 		pfree(control);
+		shared->owner = who_are_we(shared->unclean);
+		pg_atomic_init_u32(&shared->copies, 0);
 	}
 	bounds = ShmemInitHash("australis sequence bounds", BOUNDS_MAX, BOUNDS_MAX, &ctl,
 						   HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
@@ -244,9 +301,9 @@ bound_key(StringInfo buf, const BoundKey *key)
 	appendBinaryStringInfo(buf, &be, sizeof(be));
 }
 
-/* The durable bound, from storage. */
+/* The durable record, from storage; *at is when it was read. */
 static bool
-read_bound(const BoundKey *key, Bound *bound, bool *is_called)
+read_record(const BoundKey *key, Bound *bound, bool *is_called, Tau *at)
 {
 	StringInfoData k,
 				batch;
@@ -258,43 +315,61 @@ read_bound(const BoundKey *key, Bound *bound, bool *is_called)
 	initStringInfo(&batch);
 	bound_key(&k, key);
 	au_page_snapshot(&acked, &ddl);
+	*at = acked = Max(acked, AU_TAU_EMPTY);
 	found = au_read_key((Bytes) {(uint8 *) k.data, k.len}, acked, &batch);
 	if (found)
 	{
 		KeyEntry	entry;
 		MpReader	r;
+		int			fields;
 
 		(void) au_batch_entry(batch.data, &entry);
 		r.p = entry.value.data;
 		r.end = r.p + entry.value.len;
-		(void) au_mp_read_array(&r);
+		fields = au_mp_read_array(&r);
 		bound->key = *key;
 		bound->bound = au_mp_read_int(&r);
 		*is_called = au_mp_read_bool(&r);
 		bound->epoch = au_mp_read_int(&r);
-		bound->seen = bound->bound;
+		/* of a version with one query processor */
+		bound->owner = fields > 3 ? au_mp_read_int(&r) : au_processor == 0 ? shared->owner : 0;
+		bound->lo = bound->bound;
+		bound->checked = 0;
 	}
 	pfree(k.data);
 	pfree(batch.data);
 	return found;
 }
 
-static void
-write_bound(const Bound *bound, bool is_called)
+static bool
+read_bound(const BoundKey *key, Bound *bound, bool *is_called)
+{
+	Tau			at;
+
+	return read_record(key, bound, is_called, &at);
+}
+
+/* Make it the durable record; false: that has changed since `read_at`. */
+static bool
+write_record(const Bound *bound, bool is_called, Tau read_at)
 {
 	StringInfoData k,
 				v;
+	bool		written;
 
 	initStringInfo(&k);
 	initStringInfo(&v);
 	bound_key(&k, &bound->key);
-	au_mp_array(&v, 3);
+	au_mp_array(&v, 4);
 	au_mp_int(&v, bound->bound);
 	au_mp_bool(&v, is_called);
 	au_mp_int(&v, bound->epoch);
-	au_commit_autonomous((Bytes) {(uint8 *) k.data, k.len}, (Bytes) {(uint8 *) v.data, v.len});
+	au_mp_int(&v, bound->owner);
+	written = au_commit_compare_and_set((Bytes) {(uint8 *) k.data, k.len}, (Bytes) {(uint8 *) v.data, v.len},
+										read_at);
 	pfree(k.data);
 	pfree(v.data);
+	return written;
 }
 
 /* value + n * increment, not beyond the sequence's limits */
@@ -317,55 +392,31 @@ beyond(int64 a, int64 b, Form_pg_sequence seq)
 	return seq->seqincrement > 0 ? a > b : a < b;
 }
 
-typedef enum BoundState
+/* Are the next `need` values of a sequence that stands here within the range?  0: is the last one? */
+static bool
+within(const Bound *bound, int64 value, bool is_called, int64 need, Form_pg_sequence seq)
 {
-	BOUND_FINE,
-	BOUND_PASSED,
-	BOUND_MOVED_BACK,			/* setval */
-} BoundState;
-
-static BoundState
-judge(const Bound *bound, int64 value, Form_pg_sequence seq)
-{
-	if (beyond(value, bound->bound, seq))
-		return BOUND_PASSED;
-
-	/*
-	 * Two signs of a setval backwards: below what was met at an earlier
-	 * commit, and further below the bound than any bound is set ahead.  A
-	 * cycling sequence goes back by itself; its bound may stay where it is,
-	 * since its values repeat anyway.
-	 */
-	if (!seq->seqcycle &&
-		((beyond(bound->bound, bound->seen, seq) && beyond(bound->seen, value, seq)) ||
-		 beyond(bound->bound, ahead(value, BOUND_AHEAD, seq), seq)))
-		return BOUND_MOVED_BACK;
-	return BOUND_FINE;
+	if (need > 0)
+		value = ahead(value, is_called ? need : need - 1, seq);
+	else if (!is_called)
+		return true;
+	return !beyond(bound->lo, value, seq) && !beyond(value, bound->bound, seq);
 }
 
-/* Make sure that what was drawn from this sequence is within its bound. */
-static void
-secure_sequence(Oid relid)
+/* Open a sequence that has a record.  NULL: it is gone, temporary, or its storage is this transaction's. */
+static Relation
+open_shared(Oid relid, FormData_pg_sequence *seq)
 {
+	HeapTuple	tuple = SearchSysCache1(SEQRELID, ObjectIdGetDatum(relid));
 	Relation	rel;
-	HeapTuple	tuple;
-	FormData_pg_sequence seq;
-	BoundKey	key;
-	Bound		bound;
-	int64		value;
-	bool		is_called;
-	bool		bound_called;
 
-	/* dropped in this transaction? */
-	tuple = SearchSysCache1(SEQRELID, ObjectIdGetDatum(relid));
 	if (!HeapTupleIsValid(tuple))
-		return;
-	seq = *(Form_pg_sequence) GETSTRUCT(tuple);
+		return NULL;
+	*seq = *(Form_pg_sequence) GETSTRUCT(tuple);
 	ReleaseSysCache(tuple);
 	rel = try_relation_open(relid, AccessShareLock);
 	if (rel == NULL)
-		return;
-
+		return NULL;
 	/* storage made by this transaction: the DDL record carries the value */
 	if (rel->rd_rel->relpersistence == RELPERSISTENCE_TEMP ||
 		rel->rd_createSubid != InvalidSubTransactionId ||
@@ -373,45 +424,321 @@ secure_sequence(Oid relid)
 		rel->rd_firstRelfilelocatorSubid != InvalidSubTransactionId)
 	{
 		relation_close(rel, AccessShareLock);
-		return;
+		return NULL;
 	}
+	return rel;
+}
 
+/*
+ * The local page is to stand before this value.  Who may draw need not have
+ * the right to move a sequence, and the session's currval stays.
+ */
+static void
+move_page(Oid relid, int64 next)
+{
+	Oid			user;
+	int			context;
+
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, context | SECURITY_LOCAL_USERID_CHANGE);
+	(void) OidFunctionCall3(F_SETVAL_REGCLASS_INT8_BOOL, ObjectIdGetDatum(relid), Int64GetDatum(next),
+							BoolGetDatum(false));
+	SetUserIdAndSecContext(user, context);
+}
+
+/*
+ * The next `need` values that are drawn from this sequence shall be ours.  0:
+ * what was drawn must be, at COMMIT; ERROR if it is somebody else's.  False: it
+ * is not shared with anybody.
+ */
+static bool
+ensure(Oid relid, int64 need, BoundKey *its_key, Form_pg_sequence its)
+{
+	FormData_pg_sequence seq;
+	Relation	rel = open_shared(relid, &seq);
+	BoundKey	key;
+	Bound		known;
+	int64		value;
+	bool		is_called;
+
+	if (rel == NULL)
+		return false;
 	key.database = rel->rd_locator.dbOid;
 	key.number = rel->rd_locator.relNumber;
-	au_sequence_read(rel, &value, &is_called);
-	if (!cache_get(&key, &bound) || judge(&bound, value, &seq) != BOUND_FINE)
+	if (its)
+		*its = seq;
+	if (its_key)
+		*its_key = key;
+	if (need > 0)
 	{
-		BoundState	state = BOUND_PASSED;
+		uint32		copies = pg_atomic_read_u32(&shared->copies);
 
-		/* one at a time; who waited finds the work done */
-		LockDatabaseObject(SequenceRelationId, relid, 0, ExclusiveLock);
+		/* each of them draws without looking until its next batch */
+		if (copies > 0)
+			need += COPY_ROWS * (2 * (int64) copies + 1);
+	}
+	need *= seq.seqcache;
+	au_sequence_read(rel, &value, &is_called);
+	if (cache_get(&key, &known) && known.owner == shared->owner &&
+		(need == 0 || known.checked == au_page_read(PAGE_SETVALS)) &&
+		within(&known, value, is_called, need, &seq))
+	{
+		relation_close(rel, AccessShareLock);
+		return true;
+	}
+
+	/* one at a time; who waited finds the work done */
+	LockDatabaseObject(SequenceRelationId, relid, 0, ExclusiveLock);
+	for (int tries = 0;; tries++)
+	{
+		Bound		record;
+		Bound		ours;
+		bool		have;
+		bool		found;
+		bool		record_called = true;
+		bool		moves = false;
+		bool		lost = false;
+		int64		setvals = au_page_read(PAGE_SETVALS);
+		Tau			read_at;
+
+		CHECK_FOR_INTERRUPTS();
+		if (tries >= TRIES)
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 errmsg("could not get values of sequence \"%s\" from the cluster",
+							RelationGetRelationName(rel)),
+					 errhint("The transaction might succeed if retried.")));
 		au_sequence_read(rel, &value, &is_called);
-		if (cache_get(&key, &bound) || read_bound(&key, &bound, &bound_called))
-			state = judge(&bound, value, &seq);
+		have = cache_get(&key, &known) && known.owner == shared->owner;
+		found = read_record(&key, &record, &record_called, &read_at);
+		ours = (Bound) {.key = key, .owner = shared->owner, .checked = setvals, .lo = value};
+		if (!found)
+			ours.bound = ahead(value, need + BOUND_AHEAD, &seq);
 		else
 		{
-			bound.key = key;
-			bound.epoch = 0;
+			bool		same = record.owner == shared->owner && (!have || record.epoch == known.epoch);
+
+			ours.epoch = record.epoch;
+			if (have && record.epoch == known.epoch)
+				ours.lo = known.lo;
+			ours.bound = same ? record.bound : known.bound;
+			if ((same || (have && record.epoch == known.epoch)) && within(&ours, value, is_called, need, &seq))
+			{
+				cache_put(&ours);
+				break;
+			}
+			if (same && !beyond(ours.lo, value, &seq))
+				ours.bound = ahead(value, need + BOUND_AHEAD, &seq);
+			else if (same && seq.seqcycle)
+			{
+				/* it has begun again */
+				ours.lo = value;
+				ours.bound = ahead(value, need + BOUND_AHEAD, &seq);
+			}
+			else
+			{
+				int64		next = record_called ? ahead(record.bound, 1, &seq) : record.bound;
+
+				lost = need == 0;
+				if (record_called && next == record.bound)
+				{
+					/* all values are given away */
+					if (!seq.seqcycle)
+					{
+						if (!lost && (value != record.bound || !is_called))
+						{
+							move_page(relid, record.bound);
+							(void) nextval_internal(relid, false);
+						}
+						if (!lost)
+							break;
+					}
+					next = seq.seqincrement > 0 ? seq.seqmin : seq.seqmax;
+				}
+				moves = true;
+				ours.lo = next;
+				ours.bound = ahead(next, need + BOUND_AHEAD, &seq);
+			}
 		}
-		if (state != BOUND_FINE)
-		{
-			bound.bound = ahead(value, BOUND_AHEAD, &seq);
-			if (state == BOUND_MOVED_BACK)
-				bound.epoch++;
-			/* a setval(..., false) is exact as long as nothing was drawn */
-			bound_called = is_called || bound.bound != value;
-			write_bound(&bound, bound_called);
-		}
-		bound.seen = value;
-		cache_put(&bound);
-		UnlockDatabaseObject(SequenceRelationId, relid, 0, ExclusiveLock);
+		if (!write_record(&ours, true, read_at))
+			continue;
+		if (moves)
+			move_page(relid, ours.lo);
+		cache_put(&ours);
+		if (lost)
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 errmsg("values of sequence \"%s\" were taken by another query processor",
+							RelationGetRelationName(rel)),
+					 errhint("The transaction might succeed if retried.")));
+		break;
 	}
-	else if (beyond(value, ahead(bound.seen, SEEN_STEP, &seq), &seq))
-	{
-		bound.seen = value;
-		cache_put(&bound);
-	}
+	UnlockDatabaseObject(SequenceRelationId, relid, 0, ExclusiveLock);
 	relation_close(rel, AccessShareLock);
+	return true;
+}
+
+/* ------------------------------------------------------- drawing and setting */
+
+PG_FUNCTION_INFO_V1(au_nextval);
+PG_FUNCTION_INFO_V1(au_identity_value);
+PG_FUNCTION_INFO_V1(au_setval);
+PG_FUNCTION_INFO_V1(au_setval_called);
+
+/*
+ * Between the look at what is left and the draw others may have drawn it, and
+ * a session may have values of an earlier range (CACHE): hence the look at the
+ * value itself.  One that is not ours is nobody's loss.
+ */
+static int64
+draw(Oid relid, bool check_rights)
+{
+	if (!au_enabled || XactReadOnly || get_rel_relkind(relid) != RELKIND_SEQUENCE ||
+		(check_rights &&		/* who may not draw shall not make us take a range */
+		 pg_class_aclcheck(relid, GetUserId(), ACL_USAGE | ACL_UPDATE) != ACLCHECK_OK))
+		return nextval_internal(relid, check_rights);
+	for (;;)
+	{
+		FormData_pg_sequence seq;
+		BoundKey	key;
+		Bound		bound;
+		bool		is_shared = ensure(relid, 1, &key, &seq);
+		int64		value = nextval_internal(relid, check_rights);
+
+		if (!is_shared || (cache_get(&key, &bound) && bound.owner == shared->owner &&
+						   !beyond(bound.lo, value, &seq) && !beyond(value, bound.bound, &seq)))
+			return value;
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/* SQL: nextval(regclass) */
+Datum
+au_nextval(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(draw(PG_GETARG_OID(0), true));
+}
+
+/* What an identity column draws by: its owner's right is enough.  Only the planner makes such calls. */
+Datum
+au_identity_value(PG_FUNCTION_ARGS)
+{
+	Node	   *call = fcinfo->flinfo->fn_expr;
+
+	if (call == NULL || !IsA(call, FuncExpr) || ((FuncExpr *) call)->location != AU_IDENTITY_LOCATION)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for function %s", "au_identity_value")));
+	PG_RETURN_INT64(draw(PG_GETARG_OID(0), false));
+}
+
+/* The local page was set; so shall be what everybody goes by. */
+static void
+set_record(Oid relid)
+{
+	FormData_pg_sequence seq;
+	Relation	rel;
+
+	if (!au_enabled || (rel = open_shared(relid, &seq)) == NULL)
+		return;
+	LockDatabaseObject(SequenceRelationId, relid, 0, ExclusiveLock);
+	for (;;)
+	{
+		BoundKey	key = {rel->rd_locator.dbOid, rel->rd_locator.relNumber};
+		Bound		record;
+		Bound		ours;
+		int64		value;
+		bool		is_called;
+		bool		record_called;
+		bool		found;
+		Tau			read_at;
+
+		CHECK_FOR_INTERRUPTS();
+		au_sequence_read(rel, &value, &is_called);
+		found = read_record(&key, &record, &record_called, &read_at);
+		ours = (Bound) {.key = key, .owner = shared->owner, .lo = value,
+		.bound = ahead(value, BOUND_AHEAD, &seq),.epoch = found ? record.epoch + 1 : 1};
+		/* exact as long as nothing was drawn */
+		if (!write_record(&ours, is_called || ours.bound != value, read_at))
+			continue;
+		au_page_add(PAGE_SETVALS, 1);
+		ours.checked = au_page_read(PAGE_SETVALS);
+		cache_put(&ours);
+		break;
+	}
+	UnlockDatabaseObject(SequenceRelationId, relid, 0, ExclusiveLock);
+	relation_close(rel, AccessShareLock);
+}
+
+/* SQL: setval(regclass, bigint) */
+Datum
+au_setval(PG_FUNCTION_ARGS)
+{
+	Datum		result = OidFunctionCall2(F_SETVAL_REGCLASS_INT8, PG_GETARG_DATUM(0), PG_GETARG_DATUM(1));
+
+	set_record(PG_GETARG_OID(0));
+	PG_RETURN_DATUM(result);
+}
+
+/* SQL: setval(regclass, bigint, boolean) */
+Datum
+au_setval_called(PG_FUNCTION_ARGS)
+{
+	Datum		result = OidFunctionCall3(F_SETVAL_REGCLASS_INT8_BOOL, PG_GETARG_DATUM(0), PG_GETARG_DATUM(1),
+										  PG_GETARG_DATUM(2));
+
+	set_record(PG_GETARG_OID(0));
+	PG_RETURN_DATUM(result);
+}
+
+static bool
+has_identity(Relation rel)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+
+	for (int i = 0; i < desc->natts; i++)
+		if (TupleDescAttr(desc, i)->attidentity != '\0' && !TupleDescAttr(desc, i)->attisdropped)
+			return true;
+	return false;
+}
+
+/* COPY is about to give values to the next rows of this table. */
+void
+au_sequences_of_copy(Relation rel)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+
+	if (desc->constr == NULL || pg_atomic_read_u32(&shared->copies) == 0)
+		return;
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute attr = TupleDescAttr(desc, i);
+
+		if (attr->attidentity != '\0' && !attr->attisdropped)
+		{
+			Oid			sequence = getIdentitySequence(rel, attr->attnum, true);
+
+			if (OidIsValid(sequence))
+				(void) ensure(sequence, 1, NULL, NULL);
+		}
+	}
+}
+
+/* COPY into this table begins.  True: au_sequences_copy_ended is to be called. */
+bool
+au_sequences_copy_begins(Relation rel)
+{
+	if (!au_enabled || rel->rd_rel->relpersistence == RELPERSISTENCE_TEMP || !has_identity(rel))
+		return false;
+	(void) pg_atomic_fetch_add_u32(&shared->copies, 1);
+	return true;
+}
+
+/* (Not after the end of the session in the middle: then ranges are a bit longer.) */
+void
+au_sequences_copy_ended(void)
+{
+	(void) pg_atomic_fetch_sub_u32(&shared->copies, 1);
 }
 
 /*
@@ -431,7 +758,7 @@ au_sequences_before_commit(void)
 	{
 		if (lfirst_oid(lc) >= FirstNormalObjectId &&
 			get_rel_relkind(lfirst_oid(lc)) == RELKIND_SEQUENCE)
-			secure_sequence(lfirst_oid(lc));
+			(void) ensure(lfirst_oid(lc), 0, NULL, NULL);
 	}
 	list_free(sequences);
 }

@@ -834,6 +834,7 @@ multi_insert(Relation rel, TupleTableSlot **slots, int nslots, CommandId cid, in
 		}
 	}
 	pgstat_count_heap_insert(rel, nslots);
+	au_sequences_of_copy(rel);
 
 	/*
 	 * COPY writes the index entries after this call and fires AFTER triggers

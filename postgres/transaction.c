@@ -74,6 +74,7 @@
 #define FLUSH_BYTES			(16 * 1024 * 1024)
 #define INGEST_WINDOW		3	/* chunks on their way to the journal */
 #define MAX_READ_RANGES		10000
+#define COMPARE_AND_SET_PAUSE_MS 2
 
 /*
  * What was ingested for a storage id created in this transaction: at tau it
@@ -1417,11 +1418,18 @@ au_commit_autonomous(Bytes key, Bytes value)
 	(void) commit_alone(key, value, LockTupleNoKeyExclusive | MODE_BLIND, Max(acked, AU_TAU_EMPTY));
 }
 
-/* The same, unless the key was written after `read_at`, when the caller read it; then false, and nothing happened. */
+/*
+ * The same, unless the key was written after `read_at`, when the caller read
+ * it; then false, and nothing happened.  The caller tries again, so this gives
+ * the other's commit some time to become durable: before, nobody can read it.
+ */
 bool
 au_commit_compare_and_set(Bytes key, Bytes value, Tau read_at)
 {
-	return commit_alone(key, value, LockTupleNoKeyExclusive, read_at);
+	if (commit_alone(key, value, LockTupleNoKeyExclusive, read_at))
+		return true;
+	au_page_wait(PAGE_ACKED, read_at, COMPARE_AND_SET_PAUSE_MS);
+	return false;
 }
 
 static void

@@ -741,9 +741,12 @@ drop_database_rows(Oid database)
 /* --------------------------------------------------------------------- hooks */
 
 /* Rewrite what runs in another form, refuse what cannot be done. */
-static void
+/* True: au_sequences_copy_ended is to be called when it has ended. */
+static bool
 prepare_statement(Node *stmt, bool top_level)
 {
+	bool		counted = false;
+
 	switch (nodeTag(stmt))
 	{
 		case T_CreateStmt:
@@ -777,6 +780,20 @@ prepare_statement(Node *stmt, bool top_level)
 			if (((RefreshMatViewStmt *) stmt)->concurrent)
 				refresh_concurrently((RefreshMatViewStmt *) stmt);
 			break;
+		case T_CopyStmt:
+			if (((CopyStmt *) stmt)->is_from && ((CopyStmt *) stmt)->relation != NULL)
+			{
+				Relation	rel = table_openrv_extended(((CopyStmt *) stmt)->relation, RowExclusiveLock, true);
+
+				if (rel != NULL)
+				{
+					counted = au_sequences_copy_begins(rel);
+					if (counted)
+						au_sequences_of_copy(rel);
+					table_close(rel, NoLock);
+				}
+			}
+			break;
 		case T_TransactionStmt:
 			if (((TransactionStmt *) stmt)->kind == TRANS_STMT_PREPARE && max_prepared_xacts > 0 &&
 				IsTransactionBlock() && TransactionIdIsValid(GetTopTransactionIdIfAny()))
@@ -800,6 +817,7 @@ prepare_statement(Node *stmt, bool top_level)
 		default:
 			break;
 	}
+	return counted;
 }
 
 /*
@@ -851,22 +869,45 @@ changes_catalogs(Node *stmt)
 }
 
 static void
+go_on(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilityContext context,
+	  ParamListInfo params, QueryEnvironment *env, DestReceiver *dest, QueryCompletion *completion)
+{
+	if (prev_process_utility)
+		prev_process_utility(pstmt, query, read_only, context, params, env, dest, completion);
+	else
+		standard_ProcessUtility(pstmt, query, read_only, context, params, env, dest, completion);
+}
+
+static void
+run_copy(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilityContext context,
+		 ParamListInfo params, QueryEnvironment *env, DestReceiver *dest, QueryCompletion *completion)
+{
+	PG_TRY();
+	{
+		go_on(pstmt, query, read_only, context, params, env, dest, completion);
+	}
+	PG_FINALLY();
+	{
+		au_sequences_copy_ended();
+	}
+	PG_END_TRY();
+}
+
+static void
 run_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilityContext context,
 			ParamListInfo params, QueryEnvironment *env, DestReceiver *dest, QueryCompletion *completion)
 {
 	Node	   *stmt = pstmt->utilityStmt;
 	bool		top_level = context == PROCESS_UTILITY_TOPLEVEL;
 	Oid			dropped_database = InvalidOid;
+	bool		counted_copy = false;
 
 	/* of the executor that calls us from a function: it says nothing of our scans */
 	au_tid_unnamed = false;
 
 	if (!au_enabled)
 	{
-		if (prev_process_utility)
-			prev_process_utility(pstmt, query, read_only, context, params, env, dest, completion);
-		else
-			standard_ProcessUtility(pstmt, query, read_only, context, params, env, dest, completion);
+		go_on(pstmt, query, read_only, context, params, env, dest, completion);
 		return;
 	}
 
@@ -894,7 +935,7 @@ run_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilit
 	}
 	if (!IsAbortedTransactionBlockState())
 	{
-		prepare_statement(stmt, top_level);
+		counted_copy = prepare_statement(stmt, top_level);
 		if (IsA(stmt, DropdbStmt) || IsA(stmt, CreatedbStmt))
 		{
 			/*
@@ -913,10 +954,10 @@ run_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilit
 			dropped_database = get_database_oid(((DropdbStmt *) stmt)->dbname, true);
 	}
 
-	if (prev_process_utility)
-		prev_process_utility(pstmt, query, read_only, context, params, env, dest, completion);
+	if (counted_copy)
+		run_copy(pstmt, query, read_only, context, params, env, dest, completion);
 	else
-		standard_ProcessUtility(pstmt, query, read_only, context, params, env, dest, completion);
+		go_on(pstmt, query, read_only, context, params, env, dest, completion);
 
 	switch (nodeTag(stmt))
 	{
