@@ -69,10 +69,17 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Durable:
-    """Everything up to a record's sequence is durable; `bytes` of it were not reported before."""
+    """Everything up to a record's sequence is durable; the rest is about what was not reported before.
+
+    `tau` is the largest time in it, `seconds` how long the last message took (None: it was found by reading).
+    """
 
     sequence: int
+    messages: int
     bytes: int
+    body_bytes: int
+    tau: int
+    seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +131,9 @@ class Pipeline:
     """The stream's sequence up to which everything is known: at first that of the claim's message."""
 
     summary: Summary
+    confirmed_place: int = 0
+    """The place of the message that ends with `confirmed`."""
+
     window: int = WINDOW
     message_bytes: int = MESSAGE_BYTES
     answer_seconds: float = ANSWER_SECONDS
@@ -182,7 +192,7 @@ class Pipeline:
         """The answer to Read: (sequence, payload) of every message behind `after` up to `end`, the stream's end."""
         if self._mode is not _Mode.READING:
             return []
-        known = self.confirmed
+        known, known_place = self.confirmed, self.confirmed_place
         validator = Validator(self.cluster, known)
         own: dict[bytes, Position] = {r.position.hash: r.position for f in self._flights for r in f.records}
         expected = self.place
@@ -198,13 +208,13 @@ class Pipeline:
             for header, hash, body in message.records:
                 validator.add(header, hash, body)
                 if header.kind == Kind.CLAIM and validator.generation > known.generation:
-                    effects = self._found(known, now)
+                    effects = self._found(known, known_place, now)
                     cause = f"generation {validator.generation} has taken over the journal"
                     return effects + self._fail(True, cause)
                 if validator.last.hash == hash and validator.last != known:
                     if hash not in own:
                         return self._fail(False, f"message {place} holds a record of our generation that is not ours")
-                    known = validator.last
+                    known, known_place = validator.last, place
             self.voids += validator.last == before
         if end < self.place:
             return self._fail(False, f"the stream ends at {end}, but {self.place} was acknowledged")
@@ -212,7 +222,7 @@ class Pipeline:
             return self._fail(False, f"the stream ends at {end}, but was read to {expected}")
         news = end > self.place
         self.place = end
-        effects = self._found(known, now)
+        effects = self._found(known, known_place, now)
         if not self._flights:
             self._mode = _Mode.FLOWING
             return effects + self._send(now)
@@ -297,29 +307,34 @@ class Pipeline:
 
     def _confirm(self, now: float) -> list[Effect]:
         """Report what is stored in prefix order."""
-        size = 0
+        done: list[_Flight] = []
         while self._flights and self._flights[0].stored:
-            flight = self._flights.popleft()
-            del self._by_number[flight.number]
-            self.confirmed, self.place = flight.last, flight.place
-            size += len(flight.payload)
-        if not size:
+            done.append(self._flights.popleft())
+        if not done:
             return []
-        self._progress, self._attempts = now, 0
-        return [Durable(self.confirmed.sequence, size)]
+        self.place = done[-1].place
+        return [self._settled(done, done[-1].last, self.place, now, now - done[-1].sent)]
 
-    def _found(self, known: Position, now: float) -> list[Effect]:
+    def _settled(self, done: list[_Flight], last: Position, place: int, now: float, seconds: float | None) -> Durable:
+        size = body = tau = 0
+        for flight in done:
+            del self._by_number[flight.number]
+            size += len(flight.payload)
+            body += sum([len(record.body) for record in flight.records])
+            tau = max([tau, *[record.tau for record in flight.records]])
+        self.confirmed, self.confirmed_place = last, place
+        self._progress, self._attempts = now, 0
+        return Durable(last.sequence, len(done), size, body, tau, seconds)
+
+    def _found(self, known: Position, place: int, now: float) -> list[Effect]:
         """Report what was read as own records that count: whole messages always."""
         if known == self.confirmed:
             return []
-        size = 0
+        done: list[_Flight] = []
         while self._flights and self._flights[0].last.sequence <= known.sequence:
-            flight = self._flights.popleft()
-            del self._by_number[flight.number]
-            size += len(flight.payload)
-        self.confirmed = known
-        self._progress, self.full = now, False
-        return [Durable(known.sequence, size)]
+            done.append(self._flights.popleft())
+        self.full = False
+        return [self._settled(done, known, place, now, None)]
 
     def _trouble(self) -> list[Effect]:
         self._mode = _Mode.READING
