@@ -168,6 +168,11 @@ class NatsJournal:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._client.close()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:  # of the connection
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await asyncio.sleep(0)  # transports close in the next round
 
         try:
             self._call(finish())

@@ -180,21 +180,34 @@ async def connect(servers: tuple[str, ...], *, attempts: int = -1, name: str = "
         """Errors of a connection end requests; each of those says so itself."""
 
     callbacks.setdefault("error_cb", silent)
-    client = Client()
-    async with asyncio.timeout(CONNECT_SECONDS * (1 + len(servers))):
-        await client.connect(
-            list(servers),
-            name=name,
-            connect_timeout=int(CONNECT_SECONDS),
-            allow_reconnect=attempts != 1,
-            max_reconnect_attempts=attempts,
-            reconnect_time_wait=0.1,  # type: ignore[arg-type]  # declared as int, used as seconds of sleep
-            ping_interval=1,
-            max_outstanding_pings=2,  # a server that is stopped, not dead, is left after three seconds
-            pending_size=16 << 20,
-            **callbacks,
-        )
+    client = _Client()
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS * (1 + len(servers))):
+            await client.connect(
+                list(servers),
+                name=name,
+                connect_timeout=int(CONNECT_SECONDS),
+                allow_reconnect=attempts != 1,
+                max_reconnect_attempts=attempts,
+                reconnect_time_wait=0.1,  # type: ignore[arg-type]  # declared as int, used as seconds of sleep
+                ping_interval=1,
+                max_outstanding_pings=2,  # a server that is stopped, not dead, is left after three seconds
+                pending_size=16 << 20,
+                **callbacks,
+            )
+    except BaseException:
+        await client.close()
+        raise
     return client
+
+
+class _Client(Client):
+    """Closes the socket of a server that accepted and then said nothing, before it tries the next."""
+
+    async def _connect_to_server(self, server: Any) -> None:
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call]  # has no annotations
+        await super()._connect_to_server(server)
 
 
 # ------------------------------------------------------------------------------------------------------------- check
