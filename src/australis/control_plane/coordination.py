@@ -166,6 +166,10 @@ class NatsCoordination:
         """Read a key."""
         try:
             entry = await self._bucket.get(key)
+            if not entry.value:  # perhaps the mark of one that ran out
+                last = await self._js.get_last_msg(f"KV_{self._name}", f"$KV.{self._name}.{key}")
+                if "Nats-Marker-Reason" in (last.headers or {}):
+                    return None
         except KeyNotFoundError:
             return None
         except (TimeoutError, nats.errors.Error, JetStreamError, OSError) as error:
