@@ -878,7 +878,8 @@ go_on(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilityConte
 		standard_ProcessUtility(pstmt, query, read_only, context, params, env, dest, completion);
 }
 
-static void
+/* (not inline: the compiler would fear for the caller's variables) */
+static pg_noinline void
 run_copy(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilityContext context,
 		 ParamListInfo params, QueryEnvironment *env, DestReceiver *dest, QueryCompletion *completion)
 {

@@ -109,7 +109,7 @@ def start(data: Path | None, port: int | None, profile: Profile | None, detach: 
 
     layout = _layout(data)
     cluster = read_cluster(layout)
-    load(layout.data)
+    config = load(layout.data)
     if cluster is not None and profile is not None and cluster.profile != profile:
         raise ClusterError(
             f"{layout.data} was made with profile {cluster.profile}; start without --profile or elsewhere"
@@ -117,7 +117,7 @@ def start(data: Path | None, port: int | None, profile: Profile | None, detach: 
     if holder(layout) is not None:
         DirectoryLock(layout).acquire()  # says who holds it
     if cluster is not None:
-        check_journal_exists(layout)
+        check_journal_exists(layout, config.journal.engine)
     if data is None and layout.data.parent.parent == SYSTEM_DATA.parent and not os.environ.get(DATA_VARIABLE):
         click.echo(f"the cluster's user cannot go to {Path.cwd()}: its directory is {layout.data}", err=True)
     arguments = ["start", "--data", str(layout.data)]

@@ -35,6 +35,11 @@ class ClusterDirectory:
         return self.data / "journal"
 
     @property
+    def journal_settings(self) -> Path:
+        """Where the journal is, if not in `journal`: written by the supervisor before the commit process starts."""
+        return self.run / "journal.json"
+
+    @property
     def storage(self) -> Path:
         """The store's files."""
         return self.data / "storage"

@@ -38,8 +38,8 @@ from australis.cluster import ClusterDirectory, open_cluster
 from australis.crossbar.feed import Framed, RecentRecords, frame_record
 from australis.errors import AustralisError, JournalError, PositionGoneError, ProtocolError
 from australis.journal.files import FIRST_SEGMENT_BYTES, SEGMENT_BYTES, FilesJournal
+from australis.journal.interface import Claimed, Journal, Reader
 from australis.journal.record import NO_TXID, Kind, Position, RecordFlag
-from australis.journal.segments import SegmentReader
 from australis.page import SharedPage, Word
 from australis.process import announce, die_with_parent, run, tune
 from australis.protocol.frames import FrameDecoder, frame
@@ -122,6 +122,7 @@ class CommitService:
         first_segment_bytes: int = FIRST_SEGMENT_BYTES,
     ) -> None:
         self._directory = directory
+        self.journal: Journal
         self._clock = clock if clock is not None else FixedClock()
         self._segment_sizes = segment_bytes, first_segment_bytes
         self._loop = asyncio.get_running_loop()
@@ -151,21 +152,14 @@ class CommitService:
         directory = self._directory
         directory.run.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.page = page = SharedPage(directory.page, directory.cluster)
-        self.journal = journal = FilesJournal(
-            directory.journal,
-            directory.cluster,
-            self._journal_durable,
-            self._journal_failed,
-            segment_bytes=self._segment_sizes[0],
-            first_segment_bytes=self._segment_sizes[1],
-        )
-        claimed = journal.claim()
+        claimed = await self._claim()
+        journal = self.journal
         acked = page.load(Word.ACKED)
         if acked > claimed.floor:
             journal.close()
             raise JournalError(
-                f"the journal in {directory.journal} ends at {claimed.floor}, but {acked} was acknowledged: commits "
-                f"are missing; restore the journal from a copy, or accept the loss by deleting {directory.page}"
+                f"ALARM: the journal in {self._journal_place} ends at {claimed.floor}, but {acked} was acknowledged: "
+                f"commits are missing; restore the journal from a copy, or accept the loss by deleting {directory.page}"
             )
         issued = max(claimed.floor, page.load(Word.ISSUED))
         self.adjudicator = Adjudicator(
@@ -188,6 +182,41 @@ class CommitService:
         os.chmod(socket, 0o600)
         page.store(Word.COMMIT_PID, os.getpid())
         self._loop.call_later(TIDY_SECONDS, self._tidy)
+
+    async def _claim(self) -> Claimed:
+        """Open the journal and become its owner."""
+        directory = self._directory
+        settings = directory.journal_settings
+        if settings.exists():
+            from australis.journal.nats import NatsJournal
+            from australis.journal.nats_server import read_settings
+
+            where = read_settings(settings)
+            self._journal_place = f"stream {where.stream}"
+
+            def claim() -> tuple[Journal, Claimed]:
+                journal = NatsJournal(
+                    where, directory.cluster, self._journal_durable, self._journal_failed, directory=directory.journal
+                )
+                try:
+                    return journal, journal.claim()
+                except BaseException:
+                    journal.close()
+                    raise
+
+            # takes as long as the servers take to answer; meanwhile we can be told to stop
+            self.journal, claimed = await self._loop.run_in_executor(None, claim)
+            return claimed
+        self._journal_place = str(directory.journal)
+        self.journal = journal = FilesJournal(
+            directory.journal,
+            directory.cluster,
+            self._journal_durable,
+            self._journal_failed,
+            segment_bytes=self._segment_sizes[0],
+            first_segment_bytes=self._segment_sizes[1],
+        )
+        return journal.claim()
 
     def _tidy(self) -> None:
         """Forget single keys that no transaction can conflict with any more; a wrong slot costs a false conflict."""
@@ -554,7 +583,7 @@ class _Subscriber:
         self._service, self._connection = service, connection
         self._last = after.sequence
         self._after = after
-        self._reader: SegmentReader | None = None
+        self._reader: Reader | None = None
         self._reading = False
         self._closed = False
         self.paused = False

@@ -62,6 +62,21 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str
 
 
+class Journal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where committed transactions are kept: in files of this machine, or in a stream on NATS servers.
+
+    Engine nats without `servers` runs one server of the cluster's own, for development: as durable as files, slower.
+    `servers` are URLs with user and password, `system` is "user:password" of their system account.
+    """
+
+    engine: Literal["files", "nats"] = "files"
+    servers: list[str] = []
+    system: str = ""
+    stream: str = ""  # default: named after the cluster
+    replicas: Literal[1, 3, 5] | None = None  # default: 3, or 1 with a server of our own
+    max_mb: Megabytes = 4096  # commits are refused when the stream is that large
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All keys of the file. Times in seconds, sizes in megabytes."""
 
@@ -78,6 +93,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     handover: bool = True  # give client sockets to the backend instead of relaying bytes
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     tls: Tls | None = None
+    journal: Journal = Journal()
     postgresql: dict[str, str | int | float | bool] = {}  # more settings for postgresql.conf
 
     @property
@@ -111,7 +127,8 @@ def load(directory: Path) -> Config:
     try:
         config = msgspec.convert(content, Config)
     except msgspec.ValidationError as error:
-        known = ", ".join(field.name for field in msgspec.structs.fields(Config))
+        section = Journal if "`$.journal" in str(error) else Config
+        known = ", ".join(field.name for field in msgspec.structs.fields(section))
         hint = f" (known keys: {known})" if "unknown field" in str(error) else _choices(str(error))
         raise ConfigError(f"{file}: {_in_words(str(error))}{hint}") from error
     for name, value in [("listen", host) for host in config.listen] + _texts(config):
@@ -119,6 +136,8 @@ def load(directory: Path) -> Config:
             raise ConfigError(f"{file}: {name}: expected printable text, got {value!a}")
     if config.retention is not None and not math.isfinite(config.retention):
         raise ConfigError(f"{file}: retention: expected a number of seconds, got {config.retention}")
+    if wrong := _journal_mistake(config.journal):
+        raise ConfigError(f"{file}: [journal] {wrong}")
     for name, setting in config.postgresql.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)?", name):
             raise ConfigError(f"{file}: [postgresql] {name!a} is no name of a setting")
@@ -129,6 +148,28 @@ def load(directory: Path) -> Config:
     return config
 
 
+def _journal_mistake(journal: Journal) -> str:
+    """What is wrong with the section; empty if nothing is."""
+    if journal.engine == "files":
+        for name in ("servers", "system", "stream", "replicas"):
+            if getattr(journal, name):
+                return f'{name} needs engine = "nats"'
+        return ""
+    for server in journal.servers:
+        if not re.fullmatch(r"(nats|tls)://([^@/\s]+@)?[^@/\s]+", server):
+            return f"servers: expected nats://user:password@host:port, got {server!a}"
+    if bool(journal.servers) != bool(journal.system):
+        missing = "system" if journal.servers else "servers"
+        return f"{missing} is missing: servers and the user of their system account belong together"
+    if journal.system and not re.fullmatch(r"[^:@/\s]+:[^@/\s]+", journal.system):
+        return "system: expected user:password"
+    if journal.stream and not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", journal.stream):
+        return "stream: expected letters, digits, - and _"
+    if not journal.servers and (journal.replicas or 1) > 1:
+        return f"replicas = {journal.replicas} needs servers"
+    return ""
+
+
 def _texts(config: Config) -> list[tuple[str, str]]:
     return [("[tls] certificate", config.tls.certificate), ("[tls] key", config.tls.key)] if config.tls else []
 
@@ -136,8 +177,8 @@ def _texts(config: Config) -> list[tuple[str, str]]:
 def _choices(message: str) -> str:
     """What a key with a fixed set of values may be: ", must be one of ..."; empty for other keys."""
     key = message.partition(" - at `$.")[2].rstrip("`")
-    for field in msgspec.structs.fields(Config):
-        if field.name == key and get_origin(field.type) is Literal:
+    for field in (*msgspec.structs.fields(Config), *msgspec.structs.fields(Journal)):
+        if field.name == key.removeprefix("journal.") and get_origin(field.type) is Literal:
             return ", must be one of " + ", ".join(str(value) for value in get_args(field.type))
     return ""
 

@@ -1,7 +1,8 @@
 """The shared page: what processes of one host tell each other without a message (docs/formats.md §7, rule T3).
 
 What must hold: every word is written with one aligned 64-bit store, by one process (the commit service words 1-6, 9 and
-12, the storage service 7, 8, 10 and 11, a query processor its own four, a backend its slot). Words 5-6 are read as a pair under the sequence lock.
+12, the storage service 7, 8, 10 and 11, a query processor its own four, a backend its slot), but for counters, which
+many add to (13 and the third of a query processor's). Words 5-6 are read as a pair under the sequence lock.
 If the file is missing it is created; readers never see a partly initialised page because the magic is stored last.
 """
 

@@ -53,6 +53,16 @@ def test_all_keys(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("[postgresql]\n'work mem' = 1", "is no name of a setting"),
         ('[postgresql]\nwork_mem = "8MB\\nfsync=off"', "control characters"),
         ('port = 54\nname = "', "not valid TOML"),
+        ('[journal]\nengine = "kafka"', "journal.engine: invalid enum value"),
+        ('[journal]\nengine = "kafka"', "must be one of files, nats"),
+        ("[journal]\nfoo = 1", "known keys: engine, servers"),
+        ('[journal]\nservers = ["nats://a:b@127.0.0.1:1"]', '[journal] servers needs engine = "nats"'),
+        ('[journal]\nengine = "nats"\nservers = ["http://x"]', "[journal] servers: expected nats://"),
+        ('[journal]\nengine = "nats"\nservers = ["nats://a:b@127.0.0.1:1"]', "[journal] system is missing"),
+        ('[journal]\nengine = "nats"\nreplicas = 3', "[journal] replicas = 3 needs servers"),
+        ('[journal]\nengine = "nats"\nreplicas = 2', "journal.replicas: "),
+        ('[journal]\nengine = "nats"\nstream = "a b"', "[journal] stream: expected letters"),
+        ('[journal]\nengine = "nats"', None),
     ],
 )
 def test_mistakes(directory: Path, text: str, expected: str | None) -> None:

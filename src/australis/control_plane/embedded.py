@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -43,9 +45,13 @@ from australis.router import Router, RouterConfig
 from australis.storage.applier import Settings as StorageSettings
 from australis.storage.service import StorageService
 
+if TYPE_CHECKING:
+    from australis.journal import nats_server  # imported where it is needed: it takes its time
+
 FIRST_PORT = 5432
 PORTS_TRIED = 100
 COMMIT_READY = 60.0  # reading a long journal takes time
+NATS_READY = 60.0
 STORAGE_READY = 60.0
 POSTGRESQL_READY = 60.0
 REBUILD_AFTER = 2  # attempts that failed before PostgreSQL's data directory is thought to be the reason
@@ -189,10 +195,54 @@ class EmbeddedCluster:
 
     async def _start_services(self, stack: contextlib.AsyncExitStack) -> None:
         """Commit process, then storage, which follows it."""
+        if self.config.journal.engine == "nats":
+            with self.phases.measure("journal"):
+                await self._start_journal(stack)
         with self.phases.measure("commit"):
             await self._start_commit(stack)
         with self.phases.measure("storage"):
             await self._start_storage(stack)
+
+    async def _start_journal(self, stack: contextlib.AsyncExitStack) -> None:
+        """Say where the journal is; without configured servers, run one of our own first."""
+        from australis.journal import nats_server
+
+        configured = self.config.journal
+        stream = configured.stream or f"australis-{self.cluster.cluster[:16]}"
+        servers, system, replicas = tuple(configured.servers), configured.system, configured.replicas or 3
+        if not servers:
+            server = nats_server.Server(
+                name=f"australis-{self.cluster.cluster[:16]}",
+                directory=self.layout.nats,
+                port=free_port(),
+                password=hashlib.sha256(self.layout.password().encode()).hexdigest()[:32],
+            )
+            await self._start_nats(stack, server)
+            servers, system, replicas = (server.url,), server.system, 1
+        settings = nats_server.NatsSettings(servers, system, stream, replicas, configured.max_mb << 20)
+        nats_server.write_settings(self._directory.journal_settings, settings)
+
+    async def _start_nats(self, stack: contextlib.AsyncExitStack, server: nats_server.Server) -> None:
+        from australis.journal import nats_server
+
+        try:
+            server.write_settings()
+        except OSError as error:
+            raise unusable(self.layout, error) from error
+
+        async def launch(_: int) -> Child:
+            return await Child.spawn(
+                "nats", server.command(), self.layout.logs / "nats.log", directory=self.layout.nats, plain=True
+            )
+
+        async def ready(child: Child) -> None:
+            deadline = time.monotonic() + NATS_READY
+            while not await nats_server.probe(server):
+                if not child.running or time.monotonic() > deadline:
+                    raise ClusterError(f"nats-server: {child.last_words()}")
+                await asyncio.sleep(0.02)
+
+        await self._keep(stack, Service("nats", launch, ready, changed=self._changed))
 
     async def _start_commit(self, stack: contextlib.AsyncExitStack) -> None:
         places = ["--data", str(self.layout.data), "--run", str(self.layout.run)]

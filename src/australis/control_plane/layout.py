@@ -4,7 +4,8 @@
     <data>/password          of user admin, mode 0600
     <data>/australis.toml    optional configuration, never written by us
     <data>/lock              held (flock) by the supervisor while the cluster runs; holds its pid
-    <data>/journal/          the truth
+    <data>/journal/          the truth (engine nats: how far it has been durable)
+    <data>/nats/             engine nats without configured servers: our own one, with the truth
     <data>/storage/          rebuilt from snapshots and journal
     <data>/snapshots/
     <data>/query_processor/  image.tar, data/, boot.json; of more query processors 2/data/, 2/boot.json, ...
@@ -32,6 +33,7 @@ import msgspec
 from australis.config import load
 from australis.errors import AustralisError
 from australis.files import boot_id, write_atomically
+from australis.journal.reached import FILE as REACHED
 from australis.limits import Profile
 
 FORMAT = 1
@@ -41,7 +43,7 @@ PAGE = "page"
 BOOT_MARK = "boot"
 LONGEST_SOCKET_NAME = "/.s.PGSQL.65535"
 DIRECTORIES = ("journal", "storage", "snapshots", "query_processor", "logs")
-OWN_NAMES = frozenset({"cluster.json", "password", "australis.toml", "lock", "run", *DIRECTORIES})
+OWN_NAMES = frozenset({"cluster.json", "password", "australis.toml", "lock", "run", "nats", *DIRECTORIES})
 
 
 class ClusterError(AustralisError):
@@ -71,6 +73,7 @@ class Layout:
         self.password_file = self.data / "password"
         self.lock_file = self.data / "lock"
         self.journal = self.data / "journal"
+        self.nats = self.data / "nats"
         self.storage = self.data / "storage"
         self.snapshots = self.data / "snapshots"
         self.query_processor = self.data / "query_processor"
@@ -154,11 +157,25 @@ def read_cluster(layout: Layout) -> Cluster | None:
     return cluster
 
 
-def check_journal_exists(layout: Layout) -> None:
-    """A cluster whose journal is gone must not start with an empty one. Raises ClusterError.
+def check_journal_exists(layout: Layout, engine: str = "files") -> None:
+    """A cluster whose journal is gone, or elsewhere, must not start with an empty one. Raises ClusterError.
 
     The first start makes the journal before storage.
     """
+    other = (layout.journal / REACHED).exists() if engine == "files" else any(layout.journal.glob("*.segment"))
+    if other:
+        made = "nats" if engine == "files" else "files"
+        raise ClusterError(
+            f'the journal of {layout.data} is of engine {made}: set engine = "{made}" in section [journal] of '
+            f"australis.toml (to change it, dump the cluster and restore it into a new one)"
+        )
+    if engine == "nats":
+        if not (layout.journal / REACHED).exists() and (_has_files(layout.storage) or _has_files(layout.snapshots)):
+            raise ClusterError(
+                f"{layout.journal / REACHED} is missing, which says how far the journal has been durable; put it back "
+                "from a backup (nothing was changed)"
+            )
+        return
     if not any(layout.journal.glob("*.segment")) and (_has_files(layout.storage) or _has_files(layout.snapshots)):
         raise ClusterError(
             f"{layout.journal} holds no segment, and with it what the cluster holds; put it back from a backup "

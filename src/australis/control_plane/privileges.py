@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from australis.control_plane.layout import ClusterError, Layout, unusable
+from australis.journal import nats_program
 
 RUNTIMES = Path("/var/cache/australis")
 CANDIDATES = ("postgres", "nobody")
@@ -245,6 +246,8 @@ def _copy_packages(site: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _link(str(source), str(target))
     shutil.copytree(_package(), site / "australis", copy_function=_link)
+    # a program, which its wheel installs beside the interpreter; journal/nats_program.py looks here first
+    _link(str(nats_program.program()), str(site / nats_program.NAME))
 
 
 def _copy_python(base: Path, target: Path) -> None:

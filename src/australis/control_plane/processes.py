@@ -227,7 +227,7 @@ def _left_in(directory: Path, program: bytes) -> list[int]:
 def services_of(layout: Layout) -> dict[Path, bytes]:
     """Where each supervised process works, and a word of its command line."""
     servers = {layout.processor(number) / "data": b"postgres" for number in range(PROCESSORS)}
-    return {**servers, layout.journal: b"australis"}
+    return {**servers, layout.journal: b"australis", layout.nats: b"nats-server"}
 
 
 def end_leftovers(programs: Mapping[Path, bytes]) -> int:
