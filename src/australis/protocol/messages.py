@@ -417,9 +417,7 @@ ClientMessage = Hello | Commit | Resolve | Ingest | Drop | Status | Subscribe | 
 ReadMessage = Hello | Get | Scan | Stats | Status
 """What the storage service accepts."""
 
-AdjudicatorMessage = (
-    Resolve | Prepare | Vote | Abandon | Decided | HeartbeatRequest | RangeMove | RangeAcquired
-)
+AdjudicatorMessage = Resolve | Prepare | Vote | Abandon | Decided | HeartbeatRequest | RangeMove | RangeAcquired
 """What an adjudicator among several accepts beside Commit (which it decodes as WideCommit)."""
 
 AnyMessage = (
