@@ -89,7 +89,7 @@ def vectors() -> list[tuple[str, m.AnyMessage]]:
         ("feed record", m.FeedRecord(11, 3, TXID, 2, 0, 1_795_000_000_000_000_004, TXID, b"body")),
         ("applied", m.Applied(11, 1_795_000_000_000_000_004)),
         ("trim", m.Trim(9)),
-        ("journal begins", m.JournalBegins(4)),
+        ("journal begins", m.JournalBegins(4, 1_795_000_000_000_000_006)),
         ("journal ends", m.JournalEnds(4, 20, TXID)),
     ]
 

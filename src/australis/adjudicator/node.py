@@ -311,9 +311,12 @@ class Node:
         return self._take()
 
     def begin_journal(self, client: Client, journal: int, now: Now) -> list[Effect]:
-        """Announce another journal (W2); answered with the same message once that is durable. For the system range."""
-        message = JournalBegins(journal)
-        self._append(Kind.JOURNAL_BEGINS, 0, self._issue(now), NO_TXID, encode(message), now, client, message=message)
+        """Announce another journal (W2); answered with the same message once that is durable.
+
+        For the owner of the system journal, the one that every follower knows from the beginning.
+        """
+        message = JournalBegins(journal, self._issue(now))
+        self._append(Kind.JOURNAL_BEGINS, 0, message.tau, NO_TXID, encode(message), now, client, message=message)
         return self._take()
 
     def end_journal(self, client: Client, ends: JournalEnds, now: Now) -> list[Effect]:

@@ -55,12 +55,12 @@ class Recovered:
 class Recovery:
     """Folds the valid entries of one adjudicator's journal."""
 
-    def __init__(self, ranges: list[KeyRange], known_limit: int = KNOWN_LIMIT) -> None:
-        """`ranges`: what the adjudicator owned when its journal began."""
+    def __init__(self, ranges: list[KeyRange], born: int = 0, known_limit: int = KNOWN_LIMIT) -> None:
+        """`ranges`: what the adjudicator owned when its journal began, at time `born` (rule W2)."""
         self.ranges = RangeSet(ranges)
         self.position = START
         self.horizon = 0
-        self.last = 0
+        self.last = born
         self.ddl = 0
         self._move_floor = 0
         self._known: deque[tuple[bytes, int]] = deque()

@@ -398,9 +398,10 @@ class Trim(Message, frozen=True, array_like=True, gc=False, tag=44):
 
 
 class JournalBegins(Message, frozen=True, array_like=True, gc=False, tag=45):
-    """Body of a record of the system journal: from its time on there is another journal to follow (rule W2)."""
+    """Body of a record of the system journal: from tau, its time, on there is another journal to follow (rule W2)."""
 
     journal: int
+    tau: int
 
 
 class JournalEnds(Message, frozen=True, array_like=True, gc=False, tag=46):
