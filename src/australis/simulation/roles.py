@@ -197,10 +197,16 @@ class AdjudicatorProcess(Process):
         self.world.note(f"{self.name} releases {lo.hex()}..{hi.hex()} to {target}: {refusal or 'begun'}")
         self._carry_out(effects)
         if not refusal:
-            self.world.at(int(self.world.rng.random() * 10 * MS), self._publish, lo, hi, target)
+            self.world.at(5 * MS, self._publish, lo, hi, target, 100)
 
-    def _publish(self, lo: bytes, hi: bytes, target: int) -> None:
+    def _publish(self, lo: bytes, hi: bytes, target: int, tries: int) -> None:
+        """The map follows the journals: once the new owner says that it is, not before."""
         cluster = self.cluster
+        owner = cluster.serving.get(target)
+        if owner is None or owner.node is None or not owner.node.ranges.covers(lo, hi):
+            if tries:
+                self.world.at(5 * MS, self._publish, lo, hi, target, tries - 1)
+            return
         cluster.map = cluster.map.moved(lo, hi, target)
         for process in list(cluster.serving.values()):
             if process.node is not None:

@@ -157,11 +157,18 @@ class Control(Process):
             owner.enter(owner.release, lo, hi, target)
 
     def _announce(self) -> None:
-        """Another adjudicator: its journal begins with a record of the system journal (W2)."""
-        owner = self.cluster.serving.get(self.cluster.system)
-        if owner is not None and self._newcomer is not None:
-            self.cluster.engines[self._newcomer] = Engine(self.world, self._newcomer)
-            owner.enter(owner.announce, self, self._newcomer)
+        """Another adjudicator: its journal begins with a record of the system journal (W2).
+
+        Said again until it is answered: once the record is there, every watermark waits for the newcomer.
+        """
+        number, cluster = self._newcomer, self.cluster
+        if number is None or number in cluster.born:
+            return
+        owner = cluster.serving.get(cluster.system)
+        if owner is not None:
+            cluster.engines.setdefault(number, Engine(self.world, number))
+            owner.enter(owner.announce, self, number)
+        self.world.at(20 * MS, self._announce)
 
     def receive(self, source: Process, message: Any) -> None:
         """The system journal has it: start the newcomer."""
