@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first one")
     parser.add_argument("--workload", choices=["mix", *WORKLOADS], help="default: each seed chooses")
     parser.add_argument("--mutation", help="break this rule; `list` shows the names")
+    parser.add_argument("--mutations", action="store_true", help="break each rule in turn and print what finds it")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--trace", action="store_true", help="print everything that happens (of one seed)")
     parser.add_argument("--failures", type=int, default=1, help="stop after so many failing seeds")
@@ -44,6 +45,8 @@ def main() -> int:
 
         print("\n".join(MUTATIONS))
         return 0
+    if options.mutations:
+        return _table(options)
     if options.trace:
         result = run_mutated(options.first, options.workload, options.mutation, trace=True)
         print("\n".join(result.trace))
@@ -68,6 +71,32 @@ def main() -> int:
         f"{seconds:.1f} s, {seeds / seconds:.1f} seeds/s"
     )
     return int(failures > 0)
+
+
+def caught(name: str, first: int, seeds: int) -> tuple[int, Result] | None:
+    """Run a mutation until a seed fails: how many seeds that took, and the one that did. None: all were clean."""
+    from australis.simulation.mutations import MUTATIONS
+
+    for count in range(seeds):
+        result = run_mutated(first + count, MUTATIONS[name].workload, name)
+        if result.wrong:
+            return count + 1, result
+    return None
+
+
+def _table(options: argparse.Namespace) -> int:
+    from australis.simulation.mutations import MUTATIONS
+
+    missed = 0
+    print(f"{'mutation':34} {'rule':8} {'seeds':>6}  found by")
+    for name, mutation in MUTATIONS.items():
+        found = caught(name, options.first, options.seeds)
+        if found is None:
+            missed += 1
+            print(f"{name:34} {mutation.rule:8} {'> ' + str(options.seeds):>6}  -", flush=True)
+        else:
+            print(f"{name:34} {mutation.rule:8} {found[0]:>6}  {found[1].wrong[0][:110]}", flush=True)
+    return int(missed > 0)
 
 
 def _report(result: Result, options: argparse.Namespace) -> None:

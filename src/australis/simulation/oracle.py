@@ -214,6 +214,7 @@ def _schema(committed: list[Committed]) -> list[str]:
 
 
 def _real_time(by_txid: dict[bytes, Committed], transactions: list[Transaction]) -> list[str]:
+    """Who begins after another has ended sees what that one wrote, and what that one saw."""
     wrong = []
     acknowledged = sorted(
         (transaction.end, transaction.tau, transaction.txid)

@@ -99,7 +99,8 @@ class HostClock:
 
     def jump(self) -> None:
         """Another error, up to the drift."""
-        drift = self._world.faults.drift
+        faults = self._world.faults
+        drift = min(faults.drift, faults.error) if self._world.calm else faults.drift
         self.offset = self._world.rng.randint(-drift, drift)
 
     def now(self) -> tuple[int, int]:
