@@ -291,7 +291,7 @@ def _without_prefix() -> list[Patch]:
     original = Writer.answered
 
     def answered(self: Writer, item: _Queued, sent_in: int, stored: bool) -> None:
-        if stored and sent_in == self._round:
+        if stored and sent_in == self._round and item in self._queue:
             for earlier in self._queue:
                 if earlier is item:
                     break

@@ -89,6 +89,12 @@ class History:
         at = bisect_right(times, tau) if times else 0
         return self.values[key][at - 1] if at else None
 
+    def version(self, key: bytes, tau: int) -> int:
+        """Time of the newest version at or below tau; 0 if there is none."""
+        times = self.times.get(key)
+        at = bisect_right(times, tau) if times else 0
+        return times[at - 1] if times and at else 0
+
     def rows(self, lo: bytes, hi: bytes, tau: int) -> dict[bytes, Any]:
         """All rows of a range as of tau."""
         rows = {key: self.get(key, tau) for key in self.times if lo <= key < hi}
@@ -113,6 +119,7 @@ def judge(engines: list[Engine], transactions: list[Transaction], bounded: bool)
     wrong += _schema(committed)
     if bounded:
         wrong += _real_time(by_txid, transactions)
+        wrong += _seen_before(history, transactions)
     wrong += _invariants(committed, transactions)
     return wrong
 
@@ -231,6 +238,27 @@ def _real_time(by_txid: dict[bytes, Committed], transactions: list[Transaction])
             wrong.append(
                 f"{transaction.txid[-2:].hex()} began with snapshot {transaction.tau_start} after "
                 f"{newest[1][-2:].hex()} was acknowledged at {newest[0]}"
+            )
+    return wrong
+
+
+def _seen_before(history: History, transactions: list[Transaction]) -> list[str]:
+    """What one transaction saw, those that begin after its end see as well."""
+    wrong = []
+    seen = sorted(
+        (item.end, max((history.version(key, item.tau_start) for key in item.reads), default=0))
+        for item in transactions
+        if item.outcome in ("committed", "aborted")
+    )
+    newest = at = 0
+    for transaction in sorted(transactions, key=lambda item: item.start):
+        while at < len(seen) and seen[at][0] < transaction.start:
+            newest = max(newest, seen[at][1])
+            at += 1
+        if transaction.tau_start < newest:
+            wrong.append(
+                f"{transaction.txid[-2:].hex()} began with snapshot {transaction.tau_start} "
+                f"after a commit at {newest} was seen"
             )
     return wrong
 

@@ -53,16 +53,50 @@ class Cluster:
         self.born: dict[int, int] = {}  # journal -> time of its beginning
         self.first_ranges = {number: partition.owned(number) for number in partition.adjudicators}
         self.shards: dict[int, list[ShardProcess]] = {}
+        self.viewers: list[Viewer] = []
         self.processes = 0
 
+    def serves(self, process: AdjudicatorProcess) -> None:
+        """A generation serves; others hear of it at different times."""
+        number = process.number
+        if number in self.serving and self.serving[number].generation > process.generation:
+            return
+        self.serving[number] = process
+        rng = self.world.rng
+        for viewer in self.viewers:
+            delay = int(rng.random() * 30 * MS) if rng.random() < 0.6 else 0
+            self.world.at(delay, viewer.learn_owner, number, process)
 
-class AdjudicatorProcess(Process):
+
+class Viewer(Process):
+    """A process that knows who serves, or did a moment ago."""
+
+    def __init__(self, cluster: Cluster, name: str, clock: HostClock | None = None) -> None:
+        super().__init__(cluster.world, name, clock)
+        self.cluster = cluster
+        self.serving = dict(cluster.serving)
+        cluster.viewers.append(self)
+
+    def kill(self) -> None:
+        """End at once."""
+        super().kill()
+        if self in self.cluster.viewers:
+            self.cluster.viewers.remove(self)
+
+    def learn_owner(self, number: int, process: AdjudicatorProcess) -> None:
+        """Somebody says who serves."""
+        known = self.serving.get(number)
+        if known is None or known.generation < process.generation:
+            self.serving[number] = process
+
+
+class AdjudicatorProcess(Viewer):
     """Hosts one generation of a Node: claims the journal, then serves."""
 
     def __init__(self, cluster: Cluster, number: int, clock: HostClock) -> None:
         cluster.processes += 1
-        super().__init__(cluster.world, f"a{number}.{cluster.processes}", clock)
-        self.cluster, self.number = cluster, number
+        super().__init__(cluster, f"a{number}.{cluster.processes}", clock)
+        self.number = number
         self.engine = cluster.engines[number]
         self.node: Node | None = None
         self._nonce = cluster.processes.to_bytes(16, "big")
@@ -125,9 +159,8 @@ class AdjudicatorProcess(Process):
         self._claiming += 1
         self.node = adjudicating.Node(self.number, recovery.claimed(claim), self.cluster.map, SETTINGS)
         self._writer = Writer(self, self.engine, claim, length + 1, self._durable, self._deposed)
-        serving = self.cluster.serving.get(self.number)
-        if serving is None or serving.generation < claim.generation:
-            self.cluster.serving[self.number] = self
+        self.serving[self.number] = self
+        self.cluster.serves(self)
         self.world.note(f"{self.name} serves generation {claim.generation} floor {self.node.core.floor}")
         self._carry_out(self.node.start(self.clock.now()))
 
@@ -174,7 +207,7 @@ class AdjudicatorProcess(Process):
                 assert isinstance(effect.client, Process), "clients are processes here"
                 self.send(effect.client, effect.message)
             elif isinstance(effect, Send):
-                to = self.cluster.serving.get(effect.to)
+                to = self.serving.get(effect.to)
                 if to is not None:
                     self.send(to, effect.message)
             else:
@@ -248,13 +281,13 @@ class ReadReply(msgspec.Struct, frozen=True, gc=False):
     ranges: dict[KeyRange, dict[bytes, bytes]]
 
 
-class ShardProcess(Process):
+class ShardProcess(Viewer):
     """A replica of a shard, fed by a crossbar of its own."""
 
     def __init__(self, cluster: Cluster, number: int, ranges: list[KeyRange]) -> None:
         cluster.processes += 1
-        super().__init__(cluster.world, f"s{number}.{cluster.processes}")
-        self.cluster, self._ranges = cluster, RangeSet(ranges)
+        super().__init__(cluster, f"s{number}.{cluster.processes}")
+        self._ranges = RangeSet(ranges)
         self.versions: dict[bytes, list[tuple[int, bytes | None]]] = {}
         self.applied = 0
         self._reads: list[tuple[Process, Read, int]] = []
@@ -368,7 +401,7 @@ class ShardProcess(Process):
             return
         wanted = max(read.tau for _, read, _ in self._reads)
         for journal in self.follower.journals:
-            serving = self.cluster.serving.get(journal)
+            serving = self.serving.get(journal)
             if serving is not None:
                 self.send(serving, HeartbeatRequest(wanted))
         self.later(6 * MS, self._ask)
@@ -420,7 +453,7 @@ class Transaction:
     plan: Plan | None = None
 
 
-class Session(Process):
+class Session(Viewer):
     """One session of a query processor: transactions one after the other."""
 
     def __init__(
@@ -432,8 +465,8 @@ class Session(Process):
         transactions: int,
         history: list[Transaction],
     ) -> None:
-        super().__init__(cluster.world, f"q{number}", clock)
-        self.cluster, self.number = cluster, number
+        super().__init__(cluster, f"q{number}", clock)
+        self.number = number
         self.history = history
         self.map = cluster.map
         self.told = 0  # largest commit time this session was told
@@ -543,12 +576,18 @@ class Session(Process):
     def _commit(self, plan: Plan) -> None:
         transaction = self.transaction
         assert transaction is not None, "a transaction runs"
+        if self.world.chance(0.35):  # somebody thinks before COMMIT
+            self.later(int(self.world.rng.random() * 25 * MS), self._send_commit, transaction, plan)
+        else:
+            self._send_commit(transaction, plan)
+
+    def _send_commit(self, transaction: Transaction, plan: Plan) -> None:
         transaction.plan = plan
         if not plan.writes:
             self._finish("committed", 0, "read only")
             return
         leader = self._choose(plan)
-        serving = self.cluster.serving.get(leader)
+        serving = self.serving.get(leader)
         if serving is None:
             self._finish("aborted", 0, "no adjudicator")
             return
@@ -596,7 +635,7 @@ class Session(Process):
         if tries == 8 and not self.world.calm:
             self._finish("unknown", 0, "08007")
             return
-        serving = self.cluster.serving.get(self._leader)
+        serving = self.serving.get(self._leader)
         if serving is not None:
             self.send(serving, Resolve(transaction.txid, transaction.tau_start, self._generation))
         self.later(15 * MS, self._resolve, transaction, tries + 1)

@@ -56,7 +56,7 @@ def draw_faults(rng: random.Random) -> Faults:
         double=rng.choice((0, 0.05, 0.15)) * hard,
         delay=rng.choice((300 * US, 1 * MS, 3 * MS)),
         late=rng.choice((0, 0.02, 0.08)) * hard,
-        takeover=rng.choice((0, 40, 80, 150)) * MS,
+        takeover=rng.choice((0, 25, 50, 100)) * MS,
         pause=rng.choice((0, 0.5)),
         error=error,
         drift=drift,
