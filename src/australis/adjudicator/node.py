@@ -203,6 +203,8 @@ class Node:
     def commit(self, client: Client, commit: WideCommit, body: bytes, now: Now) -> list[Effect]:
         """Decide a commit request, perhaps later; `body` is its message as received, for the journal."""
         txid = commit.txid
+        if commit.leader not in (-1, self.me):
+            return []  # another adjudicator's: nothing that is said here would be about it (A8)
         fate = self.core.fate(txid)
         if fate is not None:
             if fate.action is Action.REPLY:
@@ -540,6 +542,8 @@ class Node:
 
     def _resolve(self, client: Client, message: Resolve) -> None:
         """Answer a transaction's fate, killing it if it has none (Q2)."""
+        if message.leader not in (-1, self.me):
+            return
         request = self._open.get(message.txid)
         if request is not None:
             self._abandon(request)

@@ -115,23 +115,27 @@ class WideCommit(Commit, frozen=True, array_like=True, gc=False, tag=2):
 
     `scans`: relations of which no row may have been written after tau_start (rule M5: what a SERIALIZABLE scan of a
     secondary index has read; the index entries are blind). `parts`: the key ranges [lo, hi) of the relations in `ddl`
-    and `scans`; their owners are asked. No parts means all owners.
+    and `scans`; their owners are asked. No parts means all owners. `leader`: the adjudicator that this is addressed to,
+    as generations of different adjudicators have the same numbers; -1: whoever has the connection.
     """
 
     scans: list[int] = []
     parts: list[tuple[bytes, bytes]] = []
+    leader: int = -1
 
 
 class Resolve(Message, frozen=True, array_like=True, gc=False, tag=4):
     """What became of txid? If it has not committed, it never will after the answer KILLED (rule Q2).
 
     With `tau_start` of the transaction the answer is exact however long ago it was; with -1 it may be PENDING. An
-    adjudicator older than `generation`, the one that the Commit was addressed to, cannot know and says PENDING.
+    adjudicator older than `generation`, the one that the Commit was addressed to, cannot know and says PENDING; one that
+    is not `leader` (if that is given) says nothing.
     """
 
     txid: bytes
     tau_start: int = -1
     generation: int = 0
+    leader: int = -1
 
 
 class ResolveReply(Message, frozen=True, array_like=True, gc=False, tag=5):

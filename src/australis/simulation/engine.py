@@ -42,6 +42,15 @@ class Engine:
         self.world.note(f"{self.name} crashed")
         self._epoch += 1
 
+    def stray(self) -> None:
+        """A copy of an earlier record lands once more: a deposed owner's prediction came true (TRAP 1)."""
+        if self.log:
+            header, hash, body = self.world.rng.choice(self.log[-8:])
+            self.world.note(f"{self.name}[{len(self.log)}] stray copy of tau {header.tau}")
+            self.log.append((header, hash, body))
+            for subscriber in self.subscribers:
+                subscriber(self)
+
     def append(self, writer: Process, expected: int, record: EncodedRecord, done: OnAppended) -> None:
         """Append behind the record number `expected`, if that is still the last one."""
         world = self.world

@@ -675,3 +675,14 @@ def _early_read() -> list[Patch]:
 @_mutation("snapshot-below-told", "T2")
 def _below_told() -> list[Patch]:
     return [(Session, "snapshot_time", lambda self: self.clock.now()[0] - 5_000_000)]
+
+
+@_mutation("commit-of-another-adjudicator", "A8")
+def _another_adjudicator() -> list[Patch]:
+    """Addressed by number of the generation alone."""
+    original = Node.commit
+
+    def commit(self: Node, client: Client, message: WideCommit, body: bytes, now: Now) -> Any:
+        return original(self, client, msgspec.structs.replace(message, leader=-1), body, now)
+
+    return [(Node, "commit", commit)]

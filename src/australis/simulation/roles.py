@@ -64,7 +64,7 @@ class Cluster:
         self.serving[number] = process
         rng = self.world.rng
         for viewer in self.viewers:
-            delay = int(rng.random() * 30 * MS) if rng.random() < 0.6 else 0
+            delay = int(rng.random() * 60 * MS) if rng.random() < 0.6 else 0
             self.world.at(delay, viewer.learn_owner, number, process)
 
 
@@ -75,6 +75,7 @@ class Viewer(Process):
         super().__init__(cluster.world, name, clock)
         self.cluster = cluster
         self.serving = dict(cluster.serving)
+        self.served: dict[int, AdjudicatorProcess] = {}  # who did before
         cluster.viewers.append(self)
 
     def kill(self) -> None:
@@ -88,6 +89,8 @@ class Viewer(Process):
         known = self.serving.get(number)
         if known is None or known.generation < process.generation:
             self.serving[number] = process
+            if known is not None:
+                self.served[number] = known
 
 
 class AdjudicatorProcess(Viewer):
@@ -614,9 +617,18 @@ class Session(Viewer):
             [],
             plan.scans,
             plan.parts,
+            leader,
         )
-        self.send(serving, encode(commit))
-        self.later(25 * MS, self._resolve, transaction, 0)
+        body = encode(commit)
+        self.send(serving, body)
+        if self.world.chance(self.world.faults.double):  # a copy that finds its way to whoever serves then
+            self.later(int(self.world.rng.random() * 60 * MS), self._echo, body)
+        self.later((25 if not self.world.calm else 100) * MS, self._resolve, transaction, 0)
+
+    def _echo(self, body: bytes) -> None:
+        serving = self.serving.get(self._leader)
+        if serving is not None:
+            self.send(serving, body)
 
     def _choose(self, plan: Plan) -> int:
         """M1: the owner of most keys; of the system range when there is DDL."""
@@ -636,8 +648,10 @@ class Session(Viewer):
             self._finish("unknown", 0, "08007")
             return
         serving = self.serving.get(self._leader)
+        if self._leader in self.served and self.world.chance(0.1):
+            serving = self.served[self._leader]  # somebody told us wrong
         if serving is not None:
-            self.send(serving, Resolve(transaction.txid, transaction.tau_start, self._generation))
+            self.send(serving, Resolve(transaction.txid, transaction.tau_start, self._generation, self._leader))
         self.later(15 * MS, self._resolve, transaction, tries + 1)
 
     def _resolved(self, transaction: Transaction, message: ResolveReply) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -52,16 +53,17 @@ def draw_faults(rng: random.Random) -> Faults:
     error = rng.choice((0, 1, 3)) * MS
     drift = error if rng.random() < 5 / 6 else error + rng.randint(1, 20) * MS
     return Faults(
-        loss=rng.choice((0, 0.01, 0.05)) * hard,
-        double=rng.choice((0, 0.05, 0.15)) * hard,
+        loss=rng.choice((0, 0.02, 0.1)) * hard,
+        double=rng.choice((0, 0.05, 0.2)) * hard,
         delay=rng.choice((300 * US, 1 * MS, 3 * MS)),
-        late=rng.choice((0, 0.02, 0.08)) * hard,
+        late=rng.choice((0, 0.04, 0.15)) * hard,
         takeover=rng.choice((0, 25, 50, 100)) * MS,
         pause=rng.choice((0, 0.5)),
         error=error,
         drift=drift,
-        slow_disk=rng.choice((0, 0, 0.1)),
-        moves=rng.choice((0, 60, 120)) * MS,
+        slow_disk=rng.choice((0, 0, 0.15)),
+        stray=rng.choice((0, 0, 20)) * MS,
+        moves=rng.choice((0, 20, 80)) * MS,
     )
 
 
@@ -92,6 +94,7 @@ class Control(Process):
         self._newcomer: int | None = None
         self._schedule(faults.takeover, self._take_over)
         self._schedule(faults.moves, self._move)
+        self._schedule(faults.stray, self._stray)
         self._schedule(60 * MS if faults.pause or faults.loss else 0, self._disturb)
         if faults.moves and cluster.world.rng.random() < 0.4:
             self._newcomer = len(cluster.engines)
@@ -142,6 +145,9 @@ class Control(Process):
             others = [process.name for process in processes] + [engine.name for engine in cluster.engines.values()]
             world.cut(one, rng.choice(others), world.now + int(rng.random() * 60 * MS))
             world.note(f"{one} is cut off")
+
+    def _stray(self) -> None:
+        self.world.rng.choice(list(self.cluster.engines.values())).stray()
 
     def _move(self) -> None:
         cluster, rng = self.cluster, self.world.rng
@@ -210,20 +216,24 @@ def _last_write(session: Session) -> Script:
     return Plan([(key, workloads.NO_KEY_UPDATE, 1) for key in keys])
 
 
-def run(seed: int, workload: str | None = None, *, trace: bool = False) -> Result:
-    """Run one seed. What the code under test asserts or refuses is an error, too."""
+def run(
+    seed: int, workload: str | None = None, *, trace: bool = False, storm: Mapping[str, int] | None = None
+) -> Result:
+    """Run one seed; `storm` sets some of its faults. What the code under test asserts or refuses is an error, too."""
     lines: list[str] = []
     world: list[World] = []
     try:
-        return _run(seed, workload, lines if trace else None, world)
+        return _run(seed, workload, lines if trace else None, world, storm or {})
     except (AssertionError, AustralisError, ValueError) as error:
         text = f"at {(world[0].now - BEGIN) / MS:.3f} ms: {type(error).__name__}: {error}"
         return Result(seed, workload or "?", [text], world[0].digest, world[0].events, 0, [], lines)
 
 
-def _run(seed: int, workload: str | None, lines: list[str] | None, made: list[World]) -> Result:
+def _run(
+    seed: int, workload: str | None, lines: list[str] | None, made: list[World], storm: Mapping[str, int]
+) -> Result:
     rng = random.Random(seed * 2 + 1)
-    faults = draw_faults(rng)
+    faults = replace(draw_faults(rng), **storm)
     world = World(seed, faults, lines)
     made.append(world)
     adjudicators = rng.choice((2, 2, 3))

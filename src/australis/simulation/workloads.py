@@ -139,7 +139,10 @@ def foreign(session: Session) -> Script:
         if child in children:
             return Plan([(child, UPDATE | DELETE, None)], relations=relations[1:])
         return Plan([(child, UPDATE, number), (parent, KEY_SHARE | LOCK, None)], relations=relations)
-    if dice < 0.65:
+    if dice < 0.6:  # FOR UPDATE of the parent, and something written elsewhere
+        tag = row("tag", rng.randrange(ROWS))
+        return Plan([(parent, UPDATE | LOCK, None), (tag, NO_KEY_UPDATE, number)], relations=relations[:1])
+    if dice < 0.75:
         return Plan([(parent, NO_KEY_UPDATE, values[parent] + 1)], relations=relations[:1])
     if children:
         child = rng.choice(children)

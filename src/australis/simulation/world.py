@@ -28,6 +28,7 @@ class Faults:
     error: int  # bound of the clocks' error
     drift: int  # how far clocks are really off; beyond `error` the clocks violate their bound
     slow_disk: float
+    stray: int  # mean time between records of deposed owners that land; 0: none
     moves: int  # mean time between range moves; 0: none
 
 
@@ -75,7 +76,8 @@ class World:
         """How long a message takes."""
         if self.chance(self.faults.late):
             return int(self.rng.random() * 30 * MS)
-        return 50 * US + int(self.rng.random() * self.faults.delay)
+        most = self.faults.delay if not self.calm else min(self.faults.delay, 500 * US)  # well below T
+        return 50 * US + int(self.rng.random() * most)
 
     def cut(self, one: str, other: str, until: int) -> None:
         """No message between these two until then."""
@@ -101,7 +103,9 @@ class HostClock:
         """Another error, up to the drift."""
         faults = self._world.faults
         drift = min(faults.drift, faults.error) if self._world.calm else faults.drift
-        self.offset = self._world.rng.randint(-drift, drift)
+        rng = self._world.rng
+        # mostly at the edge of what is allowed: that is where order gets lost
+        self.offset = rng.choice((-drift, drift, rng.randint(-drift, drift)))
 
     def now(self) -> tuple[int, int]:
         """(earliest, latest)."""
