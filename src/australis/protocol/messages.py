@@ -128,8 +128,8 @@ class Resolve(Message, frozen=True, array_like=True, gc=False, tag=4):
     """What became of txid? If it has not committed, it never will after the answer KILLED (rule Q2).
 
     With `tau_start` of the transaction the answer is exact however long ago it was; with -1 it may be PENDING. An
-    adjudicator older than `generation`, the one that the Commit was addressed to, cannot know and says PENDING; one that
-    is not `leader` (if that is given) says nothing.
+    adjudicator older than `generation`, the one that the Commit was addressed to, cannot know and says PENDING; one
+    that is not `leader` (if that is given) says nothing.
     """
 
     txid: bytes
