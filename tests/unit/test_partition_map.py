@@ -18,10 +18,14 @@ def example() -> PartitionMap:
     return PartitionMap(
         3,
         [0, 1, 7],
-        [Range(b"", MIDDLE, 0), Range(MIDDLE, relation_prefix(INDEX), 7), Range(relation_prefix(INDEX), KEYSPACE_END, 0)],
+        [
+            Range(b"", MIDDLE, 0),
+            Range(MIDDLE, relation_prefix(INDEX), 7),
+            Range(relation_prefix(INDEX), KEYSPACE_END, 0),
+        ],
         [Shard(0, ["a", "b"]), Shard(1, ["c"])],
         [Range(b"", MIDDLE, 1), Range(MIDDLE, KEYSPACE_END, 0)],
-    )  # fmt: skip
+    )
 
 
 def test_look_up() -> None:
