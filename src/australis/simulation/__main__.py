@@ -22,10 +22,10 @@ def run_mutated(seed: int, workload: str | None, mutation: str | None, *, trace:
     """Run a seed, with a rule broken on purpose if one is named."""
     if mutation is None:
         return run(seed, workload, trace=trace)
-    from australis.simulation.mutations import mutated
+    from australis.simulation.mutations import MUTATIONS, mutated
 
     with mutated(mutation):
-        return run(seed, workload, trace=trace)
+        return run(seed, workload or MUTATIONS[mutation].workload, trace=trace, storm=MUTATIONS[mutation].storm)
 
 
 def main() -> int:
@@ -75,10 +75,8 @@ def main() -> int:
 
 def caught(name: str, first: int, seeds: int) -> tuple[int, Result] | None:
     """Run a mutation until a seed fails: how many seeds that took, and the one that did. None: all were clean."""
-    from australis.simulation.mutations import MUTATIONS
-
     for count in range(seeds):
-        result = run_mutated(first + count, MUTATIONS[name].workload, name)
+        result = run_mutated(first + count, None, name)
         if result.wrong:
             return count + 1, result
     return None

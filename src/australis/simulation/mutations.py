@@ -37,25 +37,29 @@ from australis.protocol.messages import (
 )
 from australis.simulation.engine import Stored, Writer, _Queued
 from australis.simulation.roles import AdjudicatorProcess, Session, ShardProcess, Transaction
+from australis.simulation.world import MS, US
 
 Patch = tuple[object, str, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mutation:
-    """What is broken, which workload shows it soonest, and what takes the place of what."""
+    """What is broken, which workload and faults show it soonest, and what takes the place of what."""
 
     rule: str
     workload: str | None
+    storm: dict[str, int]
     patches: Callable[[], list[Patch]]
 
 
 MUTATIONS: dict[str, Mutation] = {}
 
 
-def _mutation(name: str, rule: str, workload: str | None = None) -> Callable[[Callable[[], list[Patch]]], None]:
+def _mutation(
+    name: str, rule: str, workload: str | None = None, **storm: int
+) -> Callable[[Callable[[], list[Patch]]], None]:
     def register(patches: Callable[[], list[Patch]]) -> None:
-        MUTATIONS[name] = Mutation(rule, workload, patches)
+        MUTATIONS[name] = Mutation(rule, workload, storm, patches)
 
     return register
 
@@ -77,7 +81,7 @@ def mutated(name: str) -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------- take-over, H, floor
 
 
-@_mutation("zombie-vote", "A2")
+@_mutation("zombie-vote", "A2", "hot", takeover=25 * MS)
 def _zombie_vote() -> list[Patch]:
     def may_bind(self: Node, tau: int) -> bool:
         return True
@@ -97,7 +101,7 @@ def _claimed(change: Callable[[Recovery, Recovered], Recovered]) -> list[Patch]:
     return [(Recovery, "claimed", claimed)]
 
 
-@_mutation("no-floor", "A1")
+@_mutation("no-floor", "A1", "hot", takeover=25 * MS)
 def _no_floor() -> list[Patch]:
     return _claimed(lambda recovery, found: dataclasses.replace(found, floor=0)) + _last_from_recovery()
 
@@ -114,7 +118,7 @@ def _last_from_recovery() -> list[Patch]:
     return [(AdjudicatorProcess, "_serve", serve)]
 
 
-@_mutation("floor-from-clock", "A1")
+@_mutation("floor-from-clock", "A1", "hot", takeover=25 * MS)
 def _floor_from_clock() -> list[Patch]:
     clock: list[int] = [0]
     original = AdjudicatorProcess._serve
@@ -131,7 +135,7 @@ def _floor_from_clock() -> list[Patch]:
     ]
 
 
-@_mutation("floor-without-h", "A1")
+@_mutation("floor-without-h", "A1", "hot", takeover=25 * MS)
 def _floor_without_h() -> list[Patch]:
     return _claimed(lambda recovery, found: dataclasses.replace(found, floor=recovery.last)) + _last_from_recovery()
 
@@ -207,7 +211,7 @@ def _window() -> list[Patch]:
     return [(Node, "_try", attempt), (Node, "_prepare", prepare), (ConflictTable, "conflict", conflict)]
 
 
-@_mutation("late-outcome-overwrites", "A4, M4")
+@_mutation("late-outcome-overwrites", "A4, M4", "hot", takeover=0)
 def _overwrite() -> list[Patch]:
     def insert(self: ConflictTable, keys: list[bytes], modes: bytes, tau: int) -> None:
         self.record(keys, modes, tau)
@@ -255,7 +259,7 @@ def _above_h() -> list[Patch]:
     return [(Node, "_limit", limit)]
 
 
-@_mutation("heartbeat-above-clock", "W1")
+@_mutation("heartbeat-above-clock", "W1", None, error=3 * MS, drift=3 * MS, delay=100 * US)
 def _above_clock() -> list[Patch]:
     def limit(self: Node, now: Now) -> int:
         return min(self.horizon, self._waiting[0].tau - 1) if self._waiting else self.horizon
@@ -301,7 +305,7 @@ def _without_prefix() -> list[Patch]:
     return [(Writer, "answered", answered)]
 
 
-@_mutation("ack-after-failure", "J2")
+@_mutation("ack-after-failure", "J2", "hot", stray=10 * MS)
 def _after_failure() -> list[Patch]:
     """An acknowledgement counts though an earlier append of its round has failed."""
     original = Writer.answered
@@ -312,7 +316,7 @@ def _after_failure() -> list[Patch]:
     return [(Writer, "answered", answered)]
 
 
-@_mutation("validity-by-generation", "J1")
+@_mutation("validity-by-generation", "J1", None, stray=10 * MS)
 def _by_generation() -> list[Patch]:
     class Mutant(validity.Validator):
         def add(self, header: Header, hash: bytes, body: bytes) -> Entry | None:
@@ -353,7 +357,7 @@ def _by_number() -> list[Patch]:
 # --------------------------------------------------------------------------------------------------- once, outcomes
 
 
-@_mutation("another-generation", "A8")
+@_mutation("another-generation", "A8", "hot", takeover=25 * MS)
 def _another_generation() -> list[Patch]:
     original = Node.commit
 
@@ -428,7 +432,7 @@ def _older_generation() -> list[Patch]:
     return [(Adjudicator, "resolve", resolve)]
 
 
-@_mutation("ack-before-earliest", "A6")
+@_mutation("ack-before-earliest", "A6", None, error=3 * MS, drift=3 * MS, delay=100 * US)
 def _before_earliest() -> list[Patch]:
     return [(Session, "must_wait", lambda self, tau: 0)]
 
@@ -436,7 +440,7 @@ def _before_earliest() -> list[Patch]:
 # -------------------------------------------------------------------------------------------- several adjudicators
 
 
-@_mutation("old-attempt", "M3")
+@_mutation("old-attempt", "M3", "hot", delay=3 * MS, takeover=0)
 def _old_attempt() -> list[Patch]:
     original = Node._vote
 
@@ -449,7 +453,7 @@ def _old_attempt() -> list[Patch]:
     return [(Node, "_vote", vote)]
 
 
-@_mutation("own-keys-not-held", "M1")
+@_mutation("own-keys-not-held", "M1", "hot")
 def _not_held() -> list[Patch]:
     original = Promises.conflict
 
@@ -491,7 +495,7 @@ def _dropped() -> list[Patch]:
     return [(Node, "commit", committing), (Node, "receive", receiving)]
 
 
-@_mutation("tau-max-not-checked", "M3")
+@_mutation("tau-max-not-checked", "M3", "hot", error=0, drift=10 * MS, takeover=0)
 def _tau_max() -> list[Patch]:
     original = Node._vote
 
@@ -509,7 +513,7 @@ def _outcome_ignored() -> list[Patch]:
     return [(Node, "_decided", decided)]
 
 
-@_mutation("clock-not-raised", "M4", "doctors")
+@_mutation("clock-not-raised", "M4", "hot", error=0, drift=10 * MS, delay=100 * US)
 def _not_raised() -> list[Patch]:
     original = Node._decided
 
@@ -521,7 +525,7 @@ def _not_raised() -> list[Patch]:
     return [(Node, "_decided", decided)]
 
 
-@_mutation("reads-not-promised", "M5", "doctors")
+@_mutation("reads-not-promised", "M5", "hot", takeover=0)
 def _reads() -> list[Patch]:
     original = Promises.conflict
 
@@ -572,12 +576,12 @@ def _one_owner() -> list[Patch]:
 # ------------------------------------------------------------------------------------------------- ranges, journals
 
 
-@_mutation("moved-with-open-promise", "W4")
+@_mutation("moved-with-open-promise", "W4", "hot", moves=10 * MS, takeover=0)
 def _open_promise() -> list[Patch]:
     return [(Node, "_touching", lambda self, lo, hi: [])]
 
 
-@_mutation("move-without-floor", "W4")
+@_mutation("move-without-floor", "W4", "hot", moves=10 * MS, takeover=0)
 def _without_floor() -> list[Patch]:
     original = Node._own
 
@@ -587,7 +591,7 @@ def _without_floor() -> list[Patch]:
     return [(Node, "_own", own)]
 
 
-@_mutation("move-floor-without-promises", "W4")
+@_mutation("move-floor-without-promises", "W4", "hot", moves=10 * MS, takeover=0)
 def _without_promises() -> list[Patch]:
     """N's floor covers what O committed, not what it promised."""
     original = Node._own
@@ -598,7 +602,7 @@ def _without_promises() -> list[Patch]:
     return [(Node, "_own", own)]
 
 
-@_mutation("move-told-before-durable", "W4")
+@_mutation("move-told-before-durable", "W4", "hot", moves=10 * MS, takeover=25 * MS)
 def _before_durable() -> list[Patch]:
     original = Node.release
 
@@ -612,7 +616,7 @@ def _before_durable() -> list[Patch]:
     return [(Node, "release", release)]
 
 
-@_mutation("stale-map-believed", "W4")
+@_mutation("stale-map-believed", "W4", "hot", moves=10 * MS)
 def _stale_map() -> list[Patch]:
     """Keys of ranges that were given away are decided all the same."""
     original = Node._shares
@@ -626,12 +630,12 @@ def _stale_map() -> list[Patch]:
     return [(Node, "_shares", shares)]
 
 
-@_mutation("journal-born-unnoticed", "W2")
+@_mutation("journal-born-unnoticed", "W2", "hot", moves=20 * MS)
 def _unnoticed() -> list[Patch]:
     return [(following.Follower, "begins", lambda self, journal, tau: None)]
 
 
-@_mutation("journal-born-in-the-past", "W2")
+@_mutation("journal-born-in-the-past", "W2", "hot", moves=20 * MS, error=3 * MS, drift=3 * MS)
 def _in_the_past() -> list[Patch]:
     """The newcomer issues times without regard to its beginning."""
     original = AdjudicatorProcess._recovery
@@ -677,7 +681,7 @@ def _below_told() -> list[Patch]:
     return [(Session, "snapshot_time", lambda self: self.clock.now()[0] - 5_000_000)]
 
 
-@_mutation("commit-of-another-adjudicator", "A8")
+@_mutation("commit-of-another-adjudicator", "A8", "hot")
 def _another_adjudicator() -> list[Patch]:
     """Addressed by number of the generation alone."""
     original = Node.commit

@@ -182,6 +182,21 @@ def doctors(session: Session) -> Script:
     return plan
 
 
+def hot(session: Session) -> Script:
+    """All kinds of locks on very few rows of several adjudicators: what conflicts, does here."""
+    rng = session.world.rng
+    keys = [row(relation, 50) for relation in ("bank", "append", "register", "tag")]
+    chosen = rng.sample(keys, rng.choice((1, 2, 2, 3)))
+    if rng.random() < 0.7:
+        yield Ask(chosen)
+    writes: list[tuple[bytes, int, Any]] = [(chosen[0], rng.choice((NO_KEY_UPDATE, UPDATE)), _stamp(session))]
+    for key in chosen[1:]:
+        mode = rng.choice((KEY_SHARE | LOCK, KEY_SHARE | LOCK, SHARE | LOCK, SHARE | VALIDATE, NO_KEY_UPDATE, UPDATE))
+        writes.append((key, mode, _stamp(session)))
+    rng.shuffle(writes)
+    return Plan(writes)
+
+
 def versioned(session: Session) -> Script:
     """DDL and writers of the same relation (A5, Q5). The schema's number is a row of the system range."""
     rng = session.world.rng
@@ -216,6 +231,7 @@ WORKLOADS: dict[str, Callable[[Session], Script]] = {
     "sequence": sequence,
     "doctors": doctors,
     "ddl": versioned,
+    "hot": hot,
 }
 
 WEIGHTS = {"mix": tuple(WORKLOADS)}
