@@ -778,6 +778,7 @@ class Node:
             self._schedule(now[0] + later - now[1], -1)
         if later > self.horizon and later > self._submitted:
             self._renewing = False  # what is on its way is not enough
+            self._submitted = later  # at least that: clocks may be further apart than 2T
             self._renew(now)
         elif later > self.horizon and not self._waiting:
             self._renew(now)

@@ -126,6 +126,9 @@ class Writer:
         self._queue: deque[_Queued] = deque()
         self._sent = 0  # how many of the queue are on their way
         self._round = 0
+        # After a failure one record at a time, until one is stored: records sent behind one that fails land where the
+        # next round expects its first, so that pipelined rounds could chase each other for ever.
+        self._window = WINDOW
         self._reading = False
         self._checked = 0
         self.stopped = False
@@ -146,7 +149,7 @@ class Writer:
         if self._reading or self.stopped:
             return
         queue = self._queue
-        while self._sent < min(len(queue), WINDOW):
+        while self._sent < min(len(queue), self._window):
             item = queue[self._sent]
             self._engine.append(self._process, self._base + self._sent, item.record, self._answer(item, self._round))
             self._sent += 1
@@ -166,6 +169,7 @@ class Writer:
             self._look()
             return
         item.acked = True
+        self._window = WINDOW
         self._release()
         self._pump()
 
@@ -191,6 +195,7 @@ class Writer:
     def _look(self) -> None:
         """Something is unknown: read on from the last own position."""
         self._round += 1
+        self._window = 1
         self._reading = True
         self._ask(self._round)
 

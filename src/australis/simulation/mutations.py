@@ -48,7 +48,7 @@ class Mutation:
 
     rule: str
     workload: str | None
-    storm: dict[str, int]
+    storm: dict[str, float]
     patches: Callable[[], list[Patch]]
 
 
@@ -56,7 +56,7 @@ MUTATIONS: dict[str, Mutation] = {}
 
 
 def _mutation(
-    name: str, rule: str, workload: str | None = None, **storm: int
+    name: str, rule: str, workload: str | None = None, **storm: float
 ) -> Callable[[Callable[[], list[Patch]]], None]:
     def register(patches: Callable[[], list[Patch]]) -> None:
         MUTATIONS[name] = Mutation(rule, workload, storm, patches)
@@ -135,7 +135,7 @@ def _floor_from_clock() -> list[Patch]:
     ]
 
 
-@_mutation("floor-without-h", "A1", "hot", takeover=25 * MS)
+@_mutation("floor-without-h", "A1", "hot", takeover=12 * MS, delay=1 * MS)
 def _floor_without_h() -> list[Patch]:
     return _claimed(lambda recovery, found: dataclasses.replace(found, floor=recovery.last)) + _last_from_recovery()
 
@@ -211,7 +211,7 @@ def _window() -> list[Patch]:
     return [(Node, "_try", attempt), (Node, "_prepare", prepare), (ConflictTable, "conflict", conflict)]
 
 
-@_mutation("late-outcome-overwrites", "A4, M4", "hot", takeover=0)
+@_mutation("late-outcome-overwrites", "A4, M4", "hot", takeover=0, moves=0, late=0.3, delay=1 * MS)
 def _overwrite() -> list[Patch]:
     def insert(self: ConflictTable, keys: list[bytes], modes: bytes, tau: int) -> None:
         self.record(keys, modes, tau)
@@ -259,7 +259,7 @@ def _above_h() -> list[Patch]:
     return [(Node, "_limit", limit)]
 
 
-@_mutation("heartbeat-above-clock", "W1", None, error=3 * MS, drift=3 * MS, delay=100 * US)
+@_mutation("heartbeat-above-clock", "W1", "register", error=8 * MS, drift=8 * MS, delay=100 * US, takeover=0)
 def _above_clock() -> list[Patch]:
     def limit(self: Node, now: Now) -> int:
         return min(self.horizon, self._waiting[0].tau - 1) if self._waiting else self.horizon
@@ -578,7 +578,8 @@ def _one_owner() -> list[Patch]:
 
 @_mutation("moved-with-open-promise", "W4", "hot", moves=10 * MS, takeover=0)
 def _open_promise() -> list[Patch]:
-    return [(Node, "_touching", lambda self, lo, hi: [])]
+    """The range goes while transactions are promised on it, and the new owner's floor does not cover them."""
+    return [(Node, "_touching", lambda self, lo, hi: []), *_without_promises()]
 
 
 @_mutation("move-without-floor", "W4", "hot", moves=10 * MS, takeover=0)
@@ -591,7 +592,6 @@ def _without_floor() -> list[Patch]:
     return [(Node, "_own", own)]
 
 
-@_mutation("move-floor-without-promises", "W4", "hot", moves=10 * MS, takeover=0)
 def _without_promises() -> list[Patch]:
     """N's floor covers what O committed, not what it promised."""
     original = Node._own
@@ -635,7 +635,7 @@ def _unnoticed() -> list[Patch]:
     return [(following.Follower, "begins", lambda self, journal, tau: None)]
 
 
-@_mutation("journal-born-in-the-past", "W2", "hot", moves=20 * MS, error=3 * MS, drift=3 * MS)
+@_mutation("journal-born-in-the-past", "W2", None, moves=20 * MS, error=0, drift=10 * MS)
 def _in_the_past() -> list[Patch]:
     """The newcomer issues times without regard to its beginning."""
     original = AdjudicatorProcess._recovery
@@ -681,7 +681,7 @@ def _below_told() -> list[Patch]:
     return [(Session, "snapshot_time", lambda self: self.clock.now()[0] - 5_000_000)]
 
 
-@_mutation("commit-of-another-adjudicator", "A8", "hot")
+@_mutation("commit-of-another-adjudicator", "A8", "hot", takeover=0, double=0.5)
 def _another_adjudicator() -> list[Patch]:
     """Addressed by number of the generation alone."""
     original = Node.commit

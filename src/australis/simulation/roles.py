@@ -233,7 +233,7 @@ class AdjudicatorProcess(Viewer):
         self.world.note(f"{self.name} releases {lo.hex()}..{hi.hex()} to {target}: {refusal or 'begun'}")
         self._carry_out(effects)
         if not refusal:
-            self.world.at(5 * MS, self._publish, lo, hi, target, 100)
+            self.world.at(1 * MS, self._publish, lo, hi, target, 500)
 
     def _publish(self, lo: bytes, hi: bytes, target: int, tries: int) -> None:
         """The map follows the journals: once the new owner says that it is, not before."""
@@ -241,12 +241,12 @@ class AdjudicatorProcess(Viewer):
         owner = cluster.serving.get(target)
         if owner is None or owner.node is None or not owner.node.ranges.covers(lo, hi):
             if tries:
-                self.world.at(5 * MS, self._publish, lo, hi, target, tries - 1)
+                self.world.at(1 * MS, self._publish, lo, hi, target, tries - 1)
             return
         cluster.map = cluster.map.moved(lo, hi, target)
         for process in list(cluster.serving.values()):
             if process.node is not None:
-                self.world.at(int(self.world.rng.random() * 10 * MS), process.learn_map, cluster.map)
+                self.world.at(int(self.world.rng.random() * 4 * MS), process.learn_map, cluster.map)
 
     def learn_map(self, partition: PartitionMap) -> None:
         """A newer map has arrived."""
@@ -586,6 +586,8 @@ class Session(Viewer):
 
     def _send_commit(self, transaction: Transaction, plan: Plan) -> None:
         transaction.plan = plan
+        if self.world.chance(0.5):
+            self.map = self.cluster.map
         if not plan.writes:
             self._finish("committed", 0, "read only")
             return

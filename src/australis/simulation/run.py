@@ -217,7 +217,7 @@ def _last_write(session: Session) -> Script:
 
 
 def run(
-    seed: int, workload: str | None = None, *, trace: bool = False, storm: Mapping[str, int] | None = None
+    seed: int, workload: str | None = None, *, trace: bool = False, storm: Mapping[str, float] | None = None
 ) -> Result:
     """Run one seed; `storm` sets some of its faults. What the code under test asserts or refuses is an error, too."""
     lines: list[str] = []
@@ -230,10 +230,10 @@ def run(
 
 
 def _run(
-    seed: int, workload: str | None, lines: list[str] | None, made: list[World], storm: Mapping[str, int]
+    seed: int, workload: str | None, lines: list[str] | None, made: list[World], storm: Mapping[str, float]
 ) -> Result:
     rng = random.Random(seed * 2 + 1)
-    faults = replace(draw_faults(rng), **storm)
+    faults = replace(draw_faults(rng), **storm)  # type: ignore[arg-type]
     world = World(seed, faults, lines)
     made.append(world)
     adjudicators = rng.choice((2, 2, 3))
