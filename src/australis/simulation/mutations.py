@@ -576,7 +576,7 @@ def _one_owner() -> list[Patch]:
 # ------------------------------------------------------------------------------------------------- ranges, journals
 
 
-@_mutation("moved-with-open-promise", "W4", "hot", moves=10 * MS, takeover=0)
+@_mutation("moved-with-open-promise", "W4", "hot", moves=5 * MS, takeover=0, delay=1 * MS, think=0.9, sessions=12)
 def _open_promise() -> list[Patch]:
     """The range goes while transactions are promised on it, and the new owner's floor does not cover them."""
     return [(Node, "_touching", lambda self, lo, hi: []), *_without_promises()]
@@ -690,3 +690,9 @@ def _another_adjudicator() -> list[Patch]:
         return original(self, client, msgspec.structs.replace(message, leader=-1), body, now)
 
     return [(Node, "commit", commit)]
+
+
+@_mutation("seen-before-earliest", "W1, A6", "register", error=8 * MS, drift=8 * MS, delay=100 * US, takeover=0)
+def _seen_early() -> list[Patch]:
+    """Who has read a commit says so at once, though its time is still to come for slow clocks."""
+    return [(Session, "must_wait_seen", lambda self, tau: 0)]

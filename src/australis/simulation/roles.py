@@ -208,6 +208,9 @@ class AdjudicatorProcess(Viewer):
                 self._writer.append(effect.kind, effect.flags, effect.tau, effect.horizon, effect.txid, effect.body)
             elif isinstance(effect, Reply):
                 assert isinstance(effect.client, Process), "clients are processes here"
+                if isinstance(effect.message, Heartbeat):
+                    h, latest = effect.message.h, self.clock.now()[1]
+                    assert h <= latest, f"W1: {self.name} promises {h}, its clock says {latest}"
                 self.send(effect.client, effect.message)
             elif isinstance(effect, Send):
                 to = self.serving.get(effect.to)
@@ -277,9 +280,13 @@ class Read(msgspec.Struct, frozen=True, gc=False):
 
 
 class ReadReply(msgspec.Struct, frozen=True, gc=False):
-    """Values by key; of ranges, the keys that exist. Nothing else is ever answered, only later (S1, W3)."""
+    """Values by key; of ranges, the keys that exist. Nothing else is ever answered, only later (S1, W3).
+
+    `newest`: the largest time of a version (tombstones too) that decided about any of it.
+    """
 
     id: int
+    newest: int
     values: dict[bytes, bytes | None]
     ranges: dict[KeyRange, dict[bytes, bytes]]
 
@@ -382,18 +389,25 @@ class ShardProcess(Viewer):
                 if not self._asking:
                     self._ask()
             return
-        values = {key: self._get(key, read.tau) for key in read.keys}
+        values, newest = self._get(read.keys, read.tau)
         ranges = {}
         for lo, hi in read.ranges:
-            found = {key: self._get(key, read.tau) for key in self.versions if lo <= key < hi}
-            ranges[lo, hi] = {key: value for key, value in sorted(found.items()) if value is not None}
-        self.send(source, ReadReply(read.id, values, ranges))
+            found, time = self._get(sorted(key for key in self.versions if lo <= key < hi), read.tau)
+            ranges[lo, hi] = {key: value for key, value in found.items() if value is not None}
+            newest = max(newest, time)
+        self.send(source, ReadReply(read.id, newest, values, ranges))
 
-    def _get(self, key: bytes, tau: int) -> bytes | None:
-        for at, value in reversed(self.versions.get(key, ())):
-            if at <= tau:
-                return value
-        return None
+    def _get(self, keys: list[bytes], tau: int) -> tuple[dict[bytes, bytes | None], int]:
+        values: dict[bytes, bytes | None] = {}
+        newest = 0
+        for key in keys:
+            values[key] = None
+            for at, value in reversed(self.versions.get(key, ())):
+                if at <= tau:
+                    values[key] = value
+                    newest = max(newest, at)
+                    break
+        return values, newest
 
     def _ask(self) -> None:
         """Somebody waits: ask all adjudicators for heartbeats, until nobody waits any more."""
@@ -478,6 +492,7 @@ class Session(Viewer):
         self._count = 0
         self._reads = 0
         self._waiting: dict[int, tuple[Any, Read]] = {}
+        self._newest = 0  # largest time of a version that the transaction has seen
         self._values: dict[bytes, Any] = {}
         self._rows: dict[KeyRange, dict[bytes, Any]] = {}
         self._script: Script | None = None
@@ -499,6 +514,7 @@ class Session(Viewer):
         name, self._script = self._scripts(self)
         transaction = Transaction(txid, self.name, name, self.world.now)
         transaction.tau_start = self.snapshot_time()
+        self._newest = 0
         self.transaction = transaction
         self.history.append(transaction)
         self.world.note(f"{self.name} begins {name} {txid[-2:].hex()} tau_start {transaction.tau_start}")
@@ -556,6 +572,7 @@ class Session(Viewer):
                     self._values[key] = None if value is None else msgspec.msgpack.decode(value)
                 for span, rows in message.ranges.items():
                     self._rows[span] = {key: msgspec.msgpack.decode(value) for key, value in rows.items()}
+                self._newest = max(self._newest, message.newest)
                 if not self._waiting and transaction is not None:
                     transaction.reads.update(self._values)
                     transaction.ranges.update(self._rows)
@@ -579,7 +596,7 @@ class Session(Viewer):
     def _commit(self, plan: Plan) -> None:
         transaction = self.transaction
         assert transaction is not None, "a transaction runs"
-        if self.world.chance(0.35):  # somebody thinks before COMMIT
+        if self.world.chance(self.world.faults.think):  # somebody thinks before COMMIT
             self.later(int(self.world.rng.random() * 25 * MS), self._send_commit, transaction, plan)
         else:
             self._send_commit(transaction, plan)
@@ -677,9 +694,26 @@ class Session(Viewer):
         """How long until the client may be told of a commit at tau."""
         return tau - self.clock.now()[0]
 
+    def must_wait_seen(self, tau: int) -> int:
+        """How long until the client may be told of something read at tau."""
+        return tau - self.clock.now()[0]
+
+    def _finish_seen(self, transaction: Transaction, outcome: str, tau: int, detail: str) -> None:
+        if transaction is self.transaction:
+            self._finish(outcome, tau, detail)
+
     def _finish(self, outcome: str, tau: int, detail: str) -> None:
+        """A transaction ends for its client once the own earliest has reached all that it saw.
+
+        Like A6 for writers: a commit may be visible to a fast clock's snapshot before it is to a slow one's, so who has
+        seen it must not say so earlier. (W1 alone allows h up to an adjudicator's latest.)
+        """
         transaction = self.transaction
         if transaction is None or transaction.outcome != "open":
+            return
+        wait = self.must_wait_seen(self._newest)
+        if wait > 0:
+            self.later(wait, self._finish_seen, transaction, outcome, tau, detail)
             return
         transaction.outcome, transaction.tau, transaction.detail = outcome, tau, detail
         transaction.end = self.world.now

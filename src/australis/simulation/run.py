@@ -27,7 +27,6 @@ from australis.simulation.roles import (
 )
 from australis.simulation.world import BEGIN, MS, US, Faults, HostClock, Process, World
 
-SESSIONS = 5
 TRANSACTIONS = 6
 HEAL_AT = 400 * MS
 END_AT = 900 * MS
@@ -64,6 +63,8 @@ def draw_faults(rng: random.Random) -> Faults:
         slow_disk=rng.choice((0, 0, 0.15)),
         stray=rng.choice((0, 0, 20)) * MS,
         moves=rng.choice((0, 20, 80)) * MS,
+        think=0.35,
+        sessions=5,
     )
 
 
@@ -265,7 +266,7 @@ def _run(
             TRANSACTIONS,
             history,
         )
-        for number in range(SESSIONS)
+        for number in range(faults.sessions)
     ]
     control = Control(cluster, clocks)
     world.run(BEGIN + HEAL_AT)
@@ -281,7 +282,7 @@ def _run(
         name, script = next(last)
         return name, script(session)
 
-    Session(cluster, SESSIONS, clock, scripts, 3, history)
+    Session(cluster, faults.sessions, clock, scripts, 3, history)
     world.run(BEGIN + END_AT)
     wrong = judge(list(cluster.engines.values()), history, faults.drift <= faults.error)
     if all(item.outcome != "committed" for item in history if item.workload == "last write"):

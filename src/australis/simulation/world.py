@@ -30,6 +30,8 @@ class Faults:
     slow_disk: float
     stray: int  # mean time between records of deposed owners that land; 0: none
     moves: int  # mean time between range moves; 0: none
+    think: float  # probability that a session waits before it commits
+    sessions: int
 
 
 class World:
