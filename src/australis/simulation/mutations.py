@@ -135,7 +135,7 @@ def _floor_from_clock() -> list[Patch]:
     ]
 
 
-@_mutation("floor-without-h", "A1", "hot", takeover=12 * MS, delay=1 * MS)
+@_mutation("floor-without-h", "A1", "hot", takeover=12 * MS, delay=1 * MS, sessions=10)
 def _floor_without_h() -> list[Patch]:
     return _claimed(lambda recovery, found: dataclasses.replace(found, floor=recovery.last)) + _last_from_recovery()
 
@@ -305,7 +305,7 @@ def _without_prefix() -> list[Patch]:
     return [(Writer, "answered", answered)]
 
 
-@_mutation("ack-after-failure", "J2", "hot", stray=10 * MS)
+@_mutation("ack-after-failure", "J2", "hot", stray=10 * MS, sessions=10)
 def _after_failure() -> list[Patch]:
     """An acknowledgement counts though an earlier append of its round has failed."""
     original = Writer.answered
@@ -513,7 +513,7 @@ def _outcome_ignored() -> list[Patch]:
     return [(Node, "_decided", decided)]
 
 
-@_mutation("clock-not-raised", "M4", "hot", error=0, drift=10 * MS, delay=100 * US)
+@_mutation("clock-not-raised", "M4", "hot", error=0, drift=7 * MS, delay=300 * US, takeover=0, moves=0, think=0.8)
 def _not_raised() -> list[Patch]:
     original = Node._decided
 
@@ -576,7 +576,18 @@ def _one_owner() -> list[Patch]:
 # ------------------------------------------------------------------------------------------------- ranges, journals
 
 
-@_mutation("moved-with-open-promise", "W4", "hot", moves=5 * MS, takeover=0, delay=1 * MS, think=0.9, sessions=12)
+@_mutation(
+    "moved-with-open-promise",
+    "W4",
+    "hot",
+    moves=5 * MS,
+    takeover=0,
+    delay=1 * MS,
+    think=0.9,
+    sessions=12,
+    loss=0,
+    double=0,
+)
 def _open_promise() -> list[Patch]:
     """The range goes while transactions are promised on it, and the new owner's floor does not cover them."""
     return [(Node, "_touching", lambda self, lo, hi: []), *_without_promises()]
@@ -602,7 +613,7 @@ def _without_promises() -> list[Patch]:
     return [(Node, "_own", own)]
 
 
-@_mutation("move-told-before-durable", "W4", "hot", moves=10 * MS, takeover=25 * MS)
+@_mutation("move-told-before-durable", "W4", "hot", moves=10 * MS, takeover=25 * MS, sessions=10)
 def _before_durable() -> list[Patch]:
     original = Node.release
 
