@@ -5,6 +5,7 @@
 #	make test		all tests
 #	make check		formatting, lint, types, warnings of the C compiler
 #	make bench		side by side with stock PostgreSQL
+#	make simulate		a cluster under virtual time and faults, SEEDS=N of them
 #	make clean		forget what was built
 #
 # ARGUMENTS="--port 5433" goes to the command behind a target, DATA=DIR names
@@ -21,10 +22,11 @@ BIN := .venv/bin
 BUILT := $(wildcard postgres/*.c postgres/*.h postgres/*.sql postgres/cflags native/*.c native/*.h) \
 	pyproject.toml setup.py src/australis/build_extension.py
 TESTS ?= tests
+SEEDS ?= 1000
 DATA ?=
 CODE := src tests setup.py
 
-.PHONY: run test check bench clean
+.PHONY: run test check bench simulate clean
 
 run: .venv/installed
 	$(BIN)/australis start $(if $(DATA),--data "$(DATA)") $(ARGUMENTS)
@@ -41,6 +43,9 @@ check: .venv/tested
 
 bench: .venv/benched
 	$(BIN)/australis bench $(ARGUMENTS)
+
+simulate: .venv/installed
+	$(BIN)/python -m australis.simulation --seeds $(SEEDS) $(ARGUMENTS)
 
 clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info src/australis/_native*.so \

@@ -343,7 +343,7 @@ class CommitService:
 
     def resolve(self, connection: _Connection, resolve: Resolve) -> None:
         """Answer the fate of a transaction (rule Q2)."""
-        outcome, tau = self.adjudicator.resolve(resolve.txid, resolve.tau_start)
+        outcome, tau = self.adjudicator.resolve(resolve.txid, resolve.tau_start, resolve.generation)
         connection.send(ResolveReply(resolve.txid, outcome, tau))
 
     def _appended(

@@ -13,6 +13,8 @@ from enum import IntEnum
 
 RELATION_BYTES = 8
 MAX_KEY = 1960
+KEYSPACE_END = b"\xff" * RELATION_BYTES
+"""Above every key: relation id 2^64 - 1 is never given."""
 
 
 class SystemRelation(IntEnum):

@@ -62,6 +62,29 @@ def vectors() -> list[tuple[str, m.AnyMessage]]:
         ("ingest reply", m.IngestReply(TXID, 3, 0, 1_795_000_000_000_000_003)),
         ("drop", m.Drop([5 << 32 | 16400, 5 << 32 | 16401])),
         ("error", m.Error("08P01", "not a message of the protocol")),
+        (
+            "prepare",
+            m.Prepare(
+                TXID,
+                2,
+                1_795_000_000_000_000_001,
+                [KEY],
+                b"\x02",
+                [(KEY, KEY + b"\0", 1)],
+                [5 << 32 | 16385],
+                [5 << 32 | 16386],
+                [5 << 32 | 16387],
+                [5 << 32 | 16388],
+                [(KEY[:8], KEY[:7] + b"\x02")],
+            ),
+        ),
+        ("vote", m.Vote(3, TXID, 2, m.Ballot.YES, 1_795_000_000_000_000_003, 1_795_000_000_200_000_003)),
+        ("abandon", m.Abandon(TXID, 2)),
+        ("decided", m.Decided(TXID, 2, 1_795_000_000_000_000_004)),
+        ("heartbeat", m.Heartbeat(3, 7, 10, 6, TXID, 1_795_000_000_000_000_004)),
+        ("heartbeat request", m.HeartbeatRequest(1_795_000_000_000_000_004)),
+        ("range move", m.RangeMove(3, 4, 1_795_000_000_000_000_005, KEY[:8], b"\xff" * 8, 0, -1, 11, TXID)),
+        ("range acquired", m.RangeAcquired(3, 1_795_000_000_000_000_005)),
         ("get", m.Get(1, 1_795_000_000_000_000_003, [KEY])),
         ("get reply", m.GetReply(1, m.ReadStatus.OK, b"\0\0\0\0\xff\xff\xff\xff" + bytes(8))),
         ("scan", m.Scan(2, 1_795_000_000_000_000_003, KEY[:8], KEY[:7] + b"\x02", True, 65536, 100)),
@@ -75,6 +98,8 @@ def vectors() -> list[tuple[str, m.AnyMessage]]:
         ("feed record", m.FeedRecord(11, 3, TXID, 2, 0, 1_795_000_000_000_000_004, TXID, b"body")),
         ("applied", m.Applied(11, 1_795_000_000_000_000_004)),
         ("trim", m.Trim(9)),
+        ("journal begins", m.JournalBegins(4, 1_795_000_000_000_000_006)),
+        ("journal ends", m.JournalEnds(4, 20, TXID)),
     ]
 
 

@@ -135,7 +135,7 @@ class Adjudicator:
             return _IGNORE
         if commit.generation != self.generation:
             # Meant for another generation, so not processed (A8). Certain only if that one cannot have committed it.
-            if commit.generation > self.generation or not self._knows_since(commit.tau_start):
+            if commit.generation > self.generation or not self.knows_since(commit.tau_start):
                 return Verdict(Action.UNKNOWN, Outcome.PENDING, 0, "the request was addressed to another generation")
             return self._refuse(txid, "the commit service was restarted, please retry")
         tau_start = commit.tau_start
@@ -155,21 +155,29 @@ class Adjudicator:
         if now > tau:
             tau = now
         self.last = tau
-        self.table.record(commit.keys, commit.modes, tau)
-        writes = self._last_write
-        for relation in commit.relations:
-            writes[relation] = tau
+        changed: list[int] = []
         if commit.ddl is not None:
             self.ddl, changed, _ = commit.ddl
-            for relation in changed:
-                self._last_change[relation] = tau
-            if len(self._last_change) > self._max_relations:
-                self._last_change.clear()
-                self._change_floor = tau
-        self._bound_writes()
+        self.table.record(commit.keys, commit.modes, tau)
+        self.touch(commit.relations, changed, tau)
+        self.begin(txid, tau)
+        return Verdict(Action.APPEND, Outcome.COMMITTED, tau, "")
+
+    def begin(self, txid: bytes, tau: int) -> None:
+        """A transaction is decided; `durable` follows, or the generation ends."""
         self._pending[txid] = tau
         self.commits += 1
-        return Verdict(Action.APPEND, Outcome.COMMITTED, tau, "")
+
+    def touch(self, relations: list[int], changed: list[int], tau: int) -> None:
+        """Remember at which time relations were written or locked, and changed; never above `last`."""
+        for times, touched in ((self._last_write, relations), (self._last_change, changed)):
+            for relation in touched:
+                if times.get(relation, 0) < tau:
+                    times[relation] = tau
+        if len(self._last_change) > self._max_relations:
+            self._last_change.clear()
+            self._change_floor = self.last
+        self._bound_writes()
 
     def _bound_writes(self) -> None:
         if len(self._last_write) > self._max_relations:
@@ -178,21 +186,15 @@ class Adjudicator:
 
     def _conflict(self, commit: Commit) -> Verdict | None:
         tau_start = commit.tau_start
-        changes = self._last_change
-        floor = self._change_floor
-        if changes or tau_start < floor:
-            for relation in commit.relations:
-                if changes.get(relation, floor) > tau_start:
-                    return self._schema_conflict()
+        if self.schema_changed(commit.relations, tau_start):
+            return self._schema_conflict()
         if commit.ddl is not None:
             if commit.ddl[0] != self.ddl + 1:
                 return self._schema_conflict()  # records have no gaps (Q5); another one came first
-            for relation in commit.ddl[1]:
-                if changes.get(relation, floor) > tau_start:
-                    return self._schema_conflict()
-            for relation in commit.ddl[2]:
-                if self._last_write.get(relation, self._write_floor) > tau_start:
-                    return self._data_conflict()
+            if self.schema_changed(commit.ddl[1], tau_start):
+                return self._schema_conflict()
+            if self.rows_written(commit.ddl[2], tau_start):
+                return self._data_conflict()
         key = self.table.conflict(commit.keys, commit.modes, tau_start)
         if key is not None:
             # two transactions with DDL both insert record n: the schema moved, not a row
@@ -201,6 +203,18 @@ class Adjudicator:
             if self.table.range_conflict(lo, hi, tau_start) is not None:
                 return self._data_conflict()
         return None
+
+    def schema_changed(self, relations: list[int], tau_start: int) -> bool:
+        """Did DDL change any of these relations after tau_start? (rule A5)"""
+        changes, floor = self._last_change, self._change_floor
+        if not changes and tau_start >= floor:
+            return False
+        return any(changes.get(relation, floor) > tau_start for relation in relations)
+
+    def rows_written(self, relations: list[int], tau_start: int) -> bool:
+        """Was a row of any of these relations written or locked after tau_start?"""
+        writes, floor = self._last_write, self._write_floor
+        return any(writes.get(relation, floor) > tau_start for relation in relations)
 
     def _data_conflict(self) -> Verdict:
         self.conflicts += 1
@@ -243,20 +257,36 @@ class Adjudicator:
         """The record of a transaction is durable, in prefix order."""
         self._remember(txid, self._pending.pop(txid))
 
-    def resolve(self, txid: bytes, tau_start: int) -> tuple[Outcome, int]:
+    def resolve(self, txid: bytes, tau_start: int, generation: int = 0) -> tuple[Outcome, int]:
         """Answer what became of a transaction, killing it if nothing did (Q2).
 
-        `tau_start` -1: not given; the answer is PENDING if the transaction may be among the forgotten ones.
+        `tau_start` -1: not given; the answer is PENDING if the transaction may be among the forgotten ones, or if its
+        commit was addressed to a later generation: that one may have committed it.
         """
         known = self._known.get(txid)
         if known is not None:
             return (Outcome.COMMITTED, known) if known > 0 else (Outcome.KILLED, 0)
         if txid in self._pending:
             return Outcome.PENDING, 0
-        if not self._knows_since(tau_start):
+        if generation > self.generation or not self.knows_since(tau_start):
             return Outcome.PENDING, 0
         self._remember(txid, _KILLED)
         return Outcome.KILLED, 0
+
+    def fate(self, txid: bytes) -> Verdict | None:
+        """What to say to a repeated request (A8); None if this transaction is new."""
+        known = self._known.get(txid)
+        if known is not None:
+            return _again(known)
+        return _IGNORE if txid in self._pending else None
+
+    def refused(self, txid: bytes) -> None:
+        """It was refused, and will be whenever it comes again."""
+        self._remember(txid, _REFUSED)
+
+    def knows_since(self, tau_start: int) -> bool:
+        """Would a commit of a transaction with this snapshot be in memory? (Its time is above tau_start.)"""
+        return tau_start >= self._known_floor or self._known_floor == 0
 
     def kill(self, txid: bytes) -> bool:
         """Make sure that a transaction that is not known never commits; False if it is known or pending."""
@@ -273,10 +303,6 @@ class Adjudicator:
     def pending(self) -> int:
         """Decided transactions that are not durable yet."""
         return len(self._pending)
-
-    def _knows_since(self, tau_start: int) -> bool:
-        """Would a commit of a transaction with this snapshot be in memory? (Its time is above tau_start.)"""
-        return tau_start >= self._known_floor or self._known_floor == 0
 
     def _remember(self, txid: bytes, fate: int) -> None:
         self._known[txid] = fate

@@ -162,6 +162,35 @@ class ConflictTable:
         while self.size > self._limit and self._log:
             self._evict()
 
+    def insert(self, keys: list[bytes], modes: bytes, tau: int) -> None:
+        """Remember a commit that is heard of late: tau may lie below others' (rule M4), or above (a promise's end)."""
+        log = self._log
+        if (not log or tau > log[-1].tau) and tau > self.merged_until:
+            self.record(keys, modes, tau)
+            return
+        if len(keys) > LARGE_WRITE_SET or not log or tau <= self.merged_until:
+            self._merge(keys, modes, tau)
+            for key in keys:
+                if self._written.get(key[:8], 0) < tau:
+                    self._written[key[:8]] = tau
+            return
+        length = 0
+        for key, mode in zip(keys, modes, strict=True):
+            latest = self._records[mode]
+            if latest is not None and latest.get(key, 0) < tau:
+                latest[key] = tau
+            if self._written.get(key[:8], 0) < tau:
+                self._written[key[:8]] = tau
+            length += len(key)
+        at = len(log)
+        while at > 0 and log[at - 1].tau > tau:
+            at -= 1
+        size = _LOG_BYTES + len(keys) * _ENTRY_BYTES + length
+        log.insert(at, _LogEntry(tau, keys, modes, size))
+        self.size += size
+        while self.size > self._limit and self._log:
+            self._evict()
+
     def merge_until(self, tau: int, limit: int) -> bool:
         """Merge up to `limit` commits at or below tau, as no snapshot is older than that; True if more are left."""
         log = self._log

@@ -14,6 +14,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+NEVER = (1 << 63) - 1
+"""Promised by a source that has ended."""
+
 
 class Merge(Generic[T]):
     """Merges items of type T from numbered sources."""
@@ -60,6 +63,16 @@ class Merge(Generic[T]):
             if queue:
                 heapq.heappush(self._heap, (queue[0][0], source))
         return taken
+
+    def follow(self, tau: int) -> int:
+        """Another source begins, all its times above tau; return its number. The watermark waits for it from now on."""
+        self._queues.append(deque())
+        self._promised.append(tau)
+        return len(self._queues) - 1
+
+    def end(self, source: int) -> None:
+        """A source has delivered its last record."""
+        self._promised[source] = NEVER
 
     def restart(self, source: int, tau: int) -> None:
         """A source begins again behind tau (its journal has a new owner): forget what was not taken yet."""

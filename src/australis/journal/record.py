@@ -45,6 +45,12 @@ class Kind(IntEnum):
     INGEST = 3
     DROP = 4
     PART = 5
+    # of adjudicators among several; to storage they say nothing but their time
+    HORIZON = 6  # carries H (rule A2)
+    RELEASE = 7  # body RangeMove: from here on another adjudicator decides about the range (rule W4)
+    ACQUIRE = 8  # body RangeMove: from here on this one does
+    JOURNAL_BEGINS = 9  # body JournalBegins, in the system journal (rule W2)
+    JOURNAL_ENDS = 10  # body JournalEnds
 
 
 class RecordFlag(IntFlag):

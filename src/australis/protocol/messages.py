@@ -110,14 +110,32 @@ class CommitReply(Message, frozen=True, array_like=True, gc=False, tag=3):
     detail: str
 
 
+class WideCommit(Commit, frozen=True, array_like=True, gc=False, tag=2):
+    """A Commit as a cluster with several adjudicators reads it; every Commit is one.
+
+    `scans`: relations of which no row may have been written after tau_start (rule M5: what a SERIALIZABLE scan of a
+    secondary index has read; the index entries are blind). `parts`: the key ranges [lo, hi) of the relations in `ddl`
+    and `scans`; their owners are asked. No parts means all owners. `leader`: the adjudicator that this is addressed to,
+    as generations of different adjudicators have the same numbers; -1: whoever has the connection.
+    """
+
+    scans: list[int] = []
+    parts: list[tuple[bytes, bytes]] = []
+    leader: int = -1
+
+
 class Resolve(Message, frozen=True, array_like=True, gc=False, tag=4):
     """What became of txid? If it has not committed, it never will after the answer KILLED (rule Q2).
 
-    With `tau_start` of the transaction the answer is exact however long ago it was; with -1 it may be PENDING.
+    With `tau_start` of the transaction the answer is exact however long ago it was; with -1 it may be PENDING. An
+    adjudicator older than `generation`, the one that the Commit was addressed to, cannot know and says PENDING; one
+    that is not `leader` (if that is given) says nothing.
     """
 
     txid: bytes
     tau_start: int = -1
+    generation: int = 0
+    leader: int = -1
 
 
 class ResolveReply(Message, frozen=True, array_like=True, gc=False, tag=5):
@@ -159,6 +177,107 @@ class Error(Message, frozen=True, array_like=True, gc=False, tag=9):
 
     sqlstate: str
     message: str
+
+
+class Prepare(Message, frozen=True, array_like=True, gc=False, tag=10):
+    """From the leader: will these keys and ranges of a transaction stand until tau_max? (rules M1, M2)
+
+    All of it is the receiver's: `checks` are ranges that were read, `parts` ranges that it must own in full because
+    relations in `changed`, `depends` (DDL) or `scans` lie there. `relations` are all that the transaction touches.
+    """
+
+    txid: bytes
+    attempt: int
+    tau_start: int
+    keys: list[bytes]
+    modes: bytes
+    checks: list[tuple[bytes, bytes, int]]
+    relations: list[int]
+    changed: list[int]
+    depends: list[int]
+    scans: list[int]
+    parts: list[tuple[bytes, bytes]]
+
+
+class Ballot(IntEnum):
+    """What a participant says to a Prepare."""
+
+    YES = 0
+    CONFLICT = 1  # OC000
+    SCHEMA_CONFLICT = 2  # OC001
+    BUSY = 3  # somebody else's promise stands in the way, or no room: another attempt may succeed
+    FLOOR = 4  # the snapshot is older than the floor
+    STALE = 5  # not the owner of all of it: the asker's map is old
+
+
+class Vote(Message, frozen=True, array_like=True, gc=False, tag=11):
+    """The answer to Prepare: YES holds for this attempt, at commit times from tau to tau_max."""
+
+    voter: int
+    txid: bytes
+    attempt: int
+    ballot: int
+    tau: int
+    tau_max: int
+
+
+class Abandon(Message, frozen=True, array_like=True, gc=False, tag=12):
+    """From the leader: this attempt never commits; its promise may go. No answer."""
+
+    txid: bytes
+    attempt: int
+
+
+class Decided(Message, frozen=True, array_like=True, gc=False, tag=13):
+    """From the leader: the transaction of this attempt is committed at tau (rule M4). No answer; may be lost."""
+
+    txid: bytes
+    attempt: int
+    tau: int
+
+
+class Heartbeat(Message, frozen=True, array_like=True, gc=False, tag=14):
+    """My journal's records up to (sequence, record_generation, hash), then nothing at or below h (rule W1)."""
+
+    journal: int
+    generation: int
+    sequence: int
+    record_generation: int
+    hash: bytes
+    h: int
+
+
+class HeartbeatRequest(Message, frozen=True, array_like=True, gc=False, tag=15):
+    """Somebody wants to read at tau: send a Heartbeat when it reaches there."""
+
+    tau: int
+
+
+class RangeMove(Message, frozen=True, array_like=True, gc=False, tag=16):
+    """A key range [lo, hi) goes from one adjudicator to another (rule W4).
+
+    The body of the records of release and acquire, and the old owner's message once its release is durable; `sequence`
+    and `hash` then say where in its journal (0 and nothing in the release itself). `tau` is the release's time and,
+    with `source`, the name of this move; `floor` is what no snapshot of the new owner's requests lies below; `ddl` is
+    the number of the last DDL record, -1 unless the range holds the DDL log.
+    """
+
+    source: int
+    target: int
+    tau: int
+    lo: bytes
+    hi: bytes
+    floor: int
+    ddl: int
+    sequence: int
+    hash: bytes
+
+
+class RangeAcquired(Message, frozen=True, array_like=True, gc=False, tag=17):
+    """The new owner's answer: the move named (source, tau) is durable in its journal."""
+
+    source: int
+    tau: int
 
 
 class Get(Message, frozen=True, array_like=True, gc=False, tag=20):
@@ -282,11 +401,29 @@ class Trim(Message, frozen=True, array_like=True, gc=False, tag=44):
     sequence: int
 
 
+class JournalBegins(Message, frozen=True, array_like=True, gc=False, tag=45):
+    """Body of a record of the system journal: from tau, its time, on there is another journal to follow (rule W2)."""
+
+    journal: int
+    tau: int
+
+
+class JournalEnds(Message, frozen=True, array_like=True, gc=False, tag=46):
+    """Body of a record of the system journal: that journal ended with the record of this sequence and hash."""
+
+    journal: int
+    sequence: int
+    hash: bytes
+
+
 ClientMessage = Hello | Commit | Resolve | Ingest | Drop | Status | Subscribe | Applied | Trim
 """What the commit service accepts."""
 
 ReadMessage = Hello | Get | Scan | Stats | Status
 """What the storage service accepts."""
+
+AdjudicatorMessage = Resolve | Prepare | Vote | Abandon | Decided | HeartbeatRequest | RangeMove | RangeAcquired
+"""What an adjudicator among several accepts beside Commit (which it decodes as WideCommit)."""
 
 AnyMessage = (
     Hello
@@ -298,6 +435,14 @@ AnyMessage = (
     | IngestReply
     | Drop
     | Error
+    | Prepare
+    | Vote
+    | Abandon
+    | Decided
+    | Heartbeat
+    | HeartbeatRequest
+    | RangeMove
+    | RangeAcquired
     | Get
     | GetReply
     | Scan
@@ -311,12 +456,16 @@ AnyMessage = (
     | FeedRecord
     | Applied
     | Trim
+    | JournalBegins
+    | JournalEnds
 )
 
 encoder = msgspec.msgpack.Encoder()
 client_decoder: msgspec.msgpack.Decoder[ClientMessage] = msgspec.msgpack.Decoder(ClientMessage)
 read_decoder: msgspec.msgpack.Decoder[ReadMessage] = msgspec.msgpack.Decoder(ReadMessage)
 any_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+wide_commit_decoder: msgspec.msgpack.Decoder[WideCommit] = msgspec.msgpack.Decoder(WideCommit)
 
 encode = encoder.encode
 
