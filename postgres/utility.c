@@ -887,11 +887,13 @@ run_copy(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilityCo
 	{
 		go_on(pstmt, query, read_only, context, params, env, dest, completion);
 	}
-	PG_FINALLY();
+	PG_CATCH();
 	{
 		au_sequences_copy_ended();
+		PG_RE_THROW();
 	}
 	PG_END_TRY();
+	au_sequences_copy_ended();
 }
 
 static void
