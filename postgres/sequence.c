@@ -446,6 +446,15 @@ move_page(Oid relid, int64 next)
 	SetUserIdAndSecContext(user, context);
 }
 
+static void
+report_lost(Relation rel)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("values of sequence \"%s\" were taken by another query processor", RelationGetRelationName(rel)),
+			 errhint("The transaction might succeed if retried.")));
+}
+
 /*
  * The next `need` values that are drawn from this sequence shall be ours.  0:
  * what was drawn must be, at COMMIT; ERROR if it is somebody else's.  False: it
@@ -498,6 +507,7 @@ ensure(Oid relid, int64 need, BoundKey *its_key, Form_pg_sequence its)
 		bool		record_called = true;
 		bool		moves = false;
 		bool		lost = false;
+		bool		set_back = false;
 		int64		setvals = au_page_read(PAGE_SETVALS);
 		Tau			read_at;
 
@@ -529,11 +539,16 @@ ensure(Oid relid, int64 need, BoundKey *its_key, Form_pg_sequence its)
 			}
 			if (same && !beyond(ours.lo, value, &seq))
 				ours.bound = ahead(value, need + BOUND_AHEAD, &seq);
-			else if (same && seq.seqcycle)
+			else if (same)
 			{
-				/* it has begun again */
+				/* it has begun again, or was set by PostgreSQL's own setval */
 				ours.lo = value;
 				ours.bound = ahead(value, need + BOUND_AHEAD, &seq);
+				if (!seq.seqcycle)
+				{
+					ours.epoch++;
+					set_back = true;
+				}
 			}
 			else
 			{
@@ -542,16 +557,17 @@ ensure(Oid relid, int64 need, BoundKey *its_key, Form_pg_sequence its)
 				lost = need == 0;
 				if (record_called && next == record.bound)
 				{
-					/* all values are given away */
 					if (!seq.seqcycle)
 					{
-						if (!lost && (value != record.bound || !is_called))
+						/* all values are given away: the next draw shall say so */
+						if (value != record.bound || !is_called)
 						{
 							move_page(relid, record.bound);
 							(void) nextval_internal(relid, false);
 						}
-						if (!lost)
-							break;
+						if (lost)
+							report_lost(rel);
+						break;
 					}
 					next = seq.seqincrement > 0 ? seq.seqmin : seq.seqmax;
 				}
@@ -564,13 +580,14 @@ ensure(Oid relid, int64 need, BoundKey *its_key, Form_pg_sequence its)
 			continue;
 		if (moves)
 			move_page(relid, ours.lo);
+		if (set_back)
+		{
+			au_page_add(PAGE_SETVALS, 1);
+			ours.checked = au_page_read(PAGE_SETVALS);
+		}
 		cache_put(&ours);
 		if (lost)
-			ereport(ERROR,
-					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-					 errmsg("values of sequence \"%s\" were taken by another query processor",
-							RelationGetRelationName(rel)),
-					 errhint("The transaction might succeed if retried.")));
+			report_lost(rel);
 		break;
 	}
 	UnlockDatabaseObject(SequenceRelationId, relid, 0, ExclusiveLock);
