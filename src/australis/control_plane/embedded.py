@@ -37,6 +37,7 @@ from australis.control_plane.processes import Child, end_leftovers, services_of
 from australis.control_plane.supervisor import FIRST_DELAY, LONGEST_DELAY, Service
 from australis.errors import AustralisError
 from australis.limits import LIMITS
+from australis.page import PROCESSORS, SharedPage, Word
 from australis.process import tune
 from australis.query_processor import settings
 from australis.query_processor.installation import Installation
@@ -187,6 +188,10 @@ class EmbeddedCluster:
             await self._start_services(stack)
             await preparing
         with measure("postgresql"):
+            page = SharedPage(self._directory.page, self._directory.cluster, create=False)
+            for number in range(PROCESSORS):
+                page.store(Word.PROCESSORS + 4 * number, 0)  # of an earlier run: nobody is to wait for them
+            page.close()
             async with _group() as group:
                 for number, processor in enumerate(processors):
                     group.create_task(self._start_query_processor(stack, number, processor))
