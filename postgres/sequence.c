@@ -625,6 +625,9 @@ draw(Oid relid, bool check_rights)
 		if (!is_shared || (cache_get(&key, &bound) && bound.owner == shared->owner &&
 						   !beyond(bound.lo, value, &seq) && !beyond(value, bound.bound, &seq)))
 			return value;
+		/* it begins again: now values repeat anyway */
+		if (seq.seqcycle && value == (seq.seqincrement > 0 ? seq.seqmin : seq.seqmax))
+			return value;
 		CHECK_FOR_INTERRUPTS();
 	}
 }
