@@ -219,15 +219,17 @@ def test_a_database_that_lies_is_found_out(workload: str, quick_stock: Server) -
 
 @pytest.mark.timeout(180)
 def test_clients_that_hear_nothing_are_cut_off(quick_stock: Server) -> None:
-    run = Run("append", "repeatable-read", [quick_stock.dsn], clients=4, patience=2.0).start()
+    clients = 4
+    run = Run("append", "repeatable-read", [quick_stock.dsn], clients=clients, patience=2.0).start()
     more(run)
     with quick_stock.connect() as owner:
         found = owner.execute("SELECT pid FROM pg_stat_activity WHERE application_name = 'histories'").fetchall()
+    # perhaps one more: the session that made the tables may not have ended yet, and nobody misses it
     stopped = [int(str(pid)) for (pid,) in found]
     try:
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
-        wait_for(lambda: run.lost_connections() >= len(stopped))
+        wait_for(lambda: run.lost_connections() >= min(len(stopped), clients))
     finally:
         for pid in stopped:
             with contextlib.suppress(ProcessLookupError):
