@@ -7,14 +7,16 @@
  * has its own.  What is durable is a record per sequence, the value of key
  * (2, database, relfilenumber):
  *
- *	  [bound, is_called, epoch, owner]
+ *	  [bound, is_called, epoch, owner, lo]
  *
- * All values up to the bound belong to some query processor; those that the
- * owner, the last one to move the bound, still draws from end there.  A query
+ * All values up to the bound belong to some query processor; those from lo to
+ * the bound are the owner's, who was the last to move the bound.  A query
  * processor draws only from a range of its own.  When that is used up it moves
  * the bound by at least 1,000 increments: from the end of its own range if it
  * is still the owner, so that there is no gap, else it takes a new range behind
- * the bound, and its local page moves there.  Moving is compare-and-set.
+ * the bound, and its local page moves there.  Moving is compare-and-set.  When
+ * its answer is lost, the record says what became of it: a range whose lo is
+ * not the one we know is not the one our page is in.
  *
  * nextval and setval are ours (bootstrap.sql), and so is what identity columns
  * draw by (planner.c).  COPY fills identity columns by an expression of
@@ -99,6 +101,7 @@ typedef struct Bound
 	int64		epoch;
 	int64		owner;
 	int64		lo;				/* begin of our range; it ends at the bound */
+	bool		has_lo;			/* false: read from a record of an earlier version */
 	int64		checked;		/* setvals of the host when the record was looked at */
 } Bound;
 
@@ -333,7 +336,9 @@ read_record(const BoundKey *key, Bound *bound, bool *is_called, Tau *at)
 		bound->epoch = au_mp_read_int(&r);
 		/* of a version with one query processor */
 		bound->owner = fields > 3 ? au_mp_read_int(&r) : au_processor == 0 ? shared->owner : 0;
-		bound->lo = bound->bound;
+		if (fields > 4)
+			bound->lo = au_mp_read_int(&r);
+		bound->has_lo = fields > 4;
 		bound->checked = 0;
 	}
 	pfree(k.data);
@@ -360,11 +365,12 @@ write_record(const Bound *bound, bool is_called, Tau read_at)
 	initStringInfo(&k);
 	initStringInfo(&v);
 	bound_key(&k, &bound->key);
-	au_mp_array(&v, 4);
+	au_mp_array(&v, 5);
 	au_mp_int(&v, bound->bound);
 	au_mp_bool(&v, is_called);
 	au_mp_int(&v, bound->epoch);
 	au_mp_int(&v, bound->owner);
+	au_mp_int(&v, bound->lo);
 	written = au_commit_compare_and_set((Bytes) {(uint8 *) k.data, k.len}, (Bytes) {(uint8 *) v.data, v.len},
 										read_at);
 	pfree(k.data);
@@ -444,6 +450,18 @@ move_page(Oid relid, int64 next)
 	(void) OidFunctionCall3(F_SETVAL_REGCLASS_INT8_BOOL, ObjectIdGetDatum(relid), Int64GetDatum(next),
 							BoolGetDatum(false));
 	SetUserIdAndSecContext(user, context);
+}
+
+/*
+ * Is the range that the record says is ours the one that our page is in?  With
+ * nothing known (after a restart) the page has to lie in it.
+ */
+static bool
+in_record(const Bound *record, const Bound *known, int64 value, Form_pg_sequence seq)
+{
+	if (known)
+		return record->epoch == known->epoch && (!record->has_lo || record->lo == known->lo);
+	return !record->has_lo || (!beyond(record->lo, value, seq) && !beyond(value, record->bound, seq));
 }
 
 static void
@@ -526,12 +544,14 @@ ensure(Oid relid, int64 need, BoundKey *its_key, Form_pg_sequence its)
 			ours.bound = ahead(value, need + BOUND_AHEAD, &seq);
 		else
 		{
-			bool		same = record.owner == shared->owner && (!have || record.epoch == known.epoch);
+			bool		same = record.owner == shared->owner && in_record(&record, have ? &known : NULL, value, &seq);
 
 			ours.epoch = record.epoch;
 			if (have && record.epoch == known.epoch)
 				ours.lo = known.lo;
-			ours.bound = same ? record.bound : known.bound;
+			else if (same && record.has_lo)
+				ours.lo = record.lo;
+			ours.bound = same ? record.bound : have ? known.bound : value;
 			if ((same || (have && record.epoch == known.epoch)) && within(&ours, value, is_called, need, &seq))
 			{
 				cache_put(&ours);

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 
+import psycopg
 import pytest
 
 from tests.processors.conftest import COUNT, Connection, Processors
@@ -137,3 +140,35 @@ def test_rights(processors: Processors) -> None:
         assert int(str(other.execute("SELECT nextval('guarded')").fetchone()[0])) > 1  # type: ignore[index]
         with pytest.raises(Exception, match="permission denied for sequence"):
             other.execute("SELECT setval('guarded', 1)")
+
+
+def test_a_range_whose_answer_was_lost(processors: Processors) -> None:
+    """A take-over is cancelled before its answer comes, and commits all the same: what lies between is another's."""
+    with processors.connect(0) as first, processors.connect(1) as second:
+        first.execute("DROP SEQUENCE IF EXISTS answered")
+        first.execute("CREATE SEQUENCE answered")
+        first.execute("CREATE TABLE IF NOT EXISTS beat (id int PRIMARY KEY)")
+
+        def draw(session: Connection, count: int) -> list[int]:
+            rows = session.execute("SELECT nextval('answered') FROM generate_series(1, %s)", (count,))
+            return [int(str(value)) for (value,) in rows]
+
+        drawn = draw(first, 1) + draw(second, 1)
+        limit = drawn[1] - 1  # the first one's range ends where the second one's begins
+        drawn += draw(first, limit - drawn[0])
+        assert max(v for v in drawn if v != drawn[1]) == limit
+        commit = processors.services()["commit"]["pid"]
+        os.kill(commit, signal.SIGSTOP)
+        try:
+            first.execute("SET statement_timeout = '1s'")
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                draw(first, 1)
+        finally:
+            os.kill(commit, signal.SIGCONT)
+        first.execute("SET statement_timeout = 0")
+        for turn in range(2):  # what was sent before is decided before the second is
+            second.execute("INSERT INTO beat VALUES (%s)", (turn,))
+        for _ in range(3):
+            drawn += draw(second, 700) + draw(first, 700)
+        assert len(drawn) == len(set(drawn))
+        second.execute("DROP TABLE beat")
