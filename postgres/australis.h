@@ -757,7 +757,7 @@ extern uint64 au_next_insert_stamp(void);	/* hidden keys: strictly increasing */
 #define AU_IDENTITY_VALUE_OID 9023
 #define AU_IDENTITY_LOCATION (-9023)	/* marks calls that the planner made; users' have positions or -1 */
 
-extern void au_sequences_of_copy(Relation rel);
+extern void au_sequences_inserted(Relation rel);
 extern bool au_sequences_copy_begins(Relation rel);
 extern void au_sequences_copy_ended(void);
 

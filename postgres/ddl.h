@@ -83,6 +83,7 @@ extern void au_sequence_read(Relation rel, int64 *last_value, bool *is_called);
 extern void au_sequence_create_storage(Oid relid, int64 last_value, bool is_called);
 extern void au_sequence_forget(RelFileNumber number);
 extern bool au_sequences_unclean(void);
+extern void au_sequences_ring(void);
 extern Size au_sequence_shmem_size(void);
 extern void au_sequence_shmem_init(void);
 

@@ -1454,6 +1454,7 @@ catch_up(void)
 			foreach(lc, all_databases())
 				if (!run_applier(lfirst_oid(lc)))
 				return false;
+		au_sequences_ring();
 		au_peers_applied(au_ddl_applied(), false);
 		au_peers_register();
 		pg_atomic_write_u32(&shared->caught_up, 1);

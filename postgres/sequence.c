@@ -21,7 +21,8 @@
  * nextval and setval are ours (bootstrap.sql), and so is what identity columns
  * draw by (planner.c).  COPY fills identity columns by an expression of
  * PostgreSQL's own, for a thousand rows before it inserts the first: so there
- * has to be enough in the range for all that are running.  Whatever else draws
+ * has to be enough in the range for all that are running; if that was not
+ * enough, their transactions fail.  Whatever else draws
  * (calls by oid) is found out at COMMIT: values out of range are added to it if
  * nobody has moved the bound meanwhile, else the transaction fails.
  *
@@ -58,7 +59,6 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_control.h"
 #include "catalog/dependency.h"
-#include "catalog/pg_authid.h"
 #include "catalog/pg_sequence.h"
 #include "common/file_perm.h"
 #include "commands/sequence.h"
@@ -71,6 +71,7 @@
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "storage/lwlock.h"
+#include "storage/proc.h"
 #include "storage/shmem.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -111,11 +112,15 @@ typedef struct SequenceShared
 	int			tranche;
 	bool		unclean;		/* local pages may be older than the bounds */
 	int64		owner;			/* of ranges; another one when pages were lost */
+	pg_atomic_uint64 overruns;	/* how often values beyond a range were met that could not be added to it */
 	pg_atomic_uint32 copies;	/* COPY into tables with identity columns, that are running */
 } SequenceShared;
 
 static SequenceShared *shared = NULL;
 static HTAB *bounds = NULL;
+static int	copying = 0;		/* COPY of this session, nested by triggers */
+static LocalTransactionId copied_in = InvalidLocalTransactionId; /* the last transaction with one, */
+static uint64 overruns_before = 0;	/* and what it began with */
 
 /* ------------------------------------------------------------ shared memory */
 
@@ -175,6 +180,7 @@ au_sequence_shmem_init(void)
 		pfree(control);
 		shared->owner = who_are_we(shared->unclean);
 		pg_atomic_init_u32(&shared->copies, 0);
+		pg_atomic_init_u64(&shared->overruns, 0);
 	}
 	bounds = ShmemInitHash("australis sequence bounds", BOUNDS_MAX, BOUNDS_MAX, &ctl,
 						   HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
@@ -436,20 +442,52 @@ open_shared(Oid relid, FormData_pg_sequence *seq)
 }
 
 /*
- * The local page is to stand before this value.  Who may draw need not have
- * the right to move a sequence, and the session's currval stays.
+ * Set the local page, as do_setval() in commands/sequence.c, but for rights
+ * (who may draw need not have that of setting) and the session's currval.  If
+ * it stands beyond our range (`known`), somebody has drawn what is not ours:
+ * noted while the page is locked, for those who draw without looking.
  */
 static void
-move_page(Oid relid, int64 next)
+set_page(Relation rel, int64 value, bool is_called, const Bound *known, Form_pg_sequence seq)
 {
-	Oid			user;
-	int			context;
+	Buffer		buffer;
+	Page		page;
+	ItemId		item;
+	HeapTupleHeader tuple;
+	Form_pg_sequence_data data;
 
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, context | SECURITY_LOCAL_USERID_CHANGE);
-	(void) OidFunctionCall3(F_SETVAL_REGCLASS_INT8_BOOL, ObjectIdGetDatum(relid), Int64GetDatum(next),
-							BoolGetDatum(false));
-	SetUserIdAndSecContext(user, context);
+	if (RelationNeedsWAL(rel))
+		(void) GetTopTransactionId();
+	buffer = ReadBuffer(rel, 0);
+	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
+	page = BufferGetPage(buffer);
+	item = PageGetItemId(page, FirstOffsetNumber);
+	if (!ItemIdIsNormal(item))
+		elog(ERROR, "sequence \"%s\" has no row", RelationGetRelationName(rel));
+	tuple = (HeapTupleHeader) PageGetItem(page, item);
+	data = (Form_pg_sequence_data) ((char *) tuple + tuple->t_hoff);
+	if (known && data->is_called && beyond(data->last_value, known->bound, seq))
+		(void) pg_atomic_fetch_add_u64(&shared->overruns, 1);
+
+	START_CRIT_SECTION();
+	data->last_value = value;
+	data->is_called = is_called;
+	data->log_cnt = 0;
+	MarkBufferDirty(buffer);
+	if (RelationNeedsWAL(rel))
+	{
+		xl_seq_rec	record = {.locator = rel->rd_locator};
+		XLogRecPtr	lsn;
+
+		XLogBeginInsert();
+		XLogRegisterBuffer(0, buffer, REGBUF_WILL_INIT);
+		XLogRegisterData(&record, sizeof(record));
+		XLogRegisterData(tuple, ItemIdGetLength(item));
+		lsn = XLogInsert(RM_SEQ_ID, XLOG_SEQ_LOG);
+		PageSetLSN(page, lsn);
+	}
+	END_CRIT_SECTION();
+	UnlockReleaseBuffer(buffer);
 }
 
 /*
@@ -462,6 +500,15 @@ in_record(const Bound *record, const Bound *known, int64 value, Form_pg_sequence
 	if (known)
 		return record->epoch == known->epoch && (!record->has_lo || record->lo == known->lo);
 	return !record->has_lo || (!beyond(record->lo, value, seq) && !beyond(value, record->bound, seq));
+}
+
+static void
+report_busy(Relation rel)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("could not get values of sequence \"%s\" from the cluster", RelationGetRelationName(rel)),
+			 errhint("The transaction might succeed if retried.")));
 }
 
 static void
@@ -531,11 +578,7 @@ ensure(Oid relid, int64 need, BoundKey *its_key, Form_pg_sequence its)
 
 		CHECK_FOR_INTERRUPTS();
 		if (tries >= TRIES)
-			ereport(ERROR,
-					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-					 errmsg("could not get values of sequence \"%s\" from the cluster",
-							RelationGetRelationName(rel)),
-					 errhint("The transaction might succeed if retried.")));
+			report_busy(rel);
 		au_sequence_read(rel, &value, &is_called);
 		have = cache_get(&key, &known) && known.owner == shared->owner;
 		found = read_record(&key, &record, &record_called, &read_at);
@@ -582,8 +625,7 @@ ensure(Oid relid, int64 need, BoundKey *its_key, Form_pg_sequence its)
 						/* all values are given away: the next draw shall say so */
 						if (value != record.bound || !is_called)
 						{
-							move_page(relid, record.bound);
-							(void) nextval_internal(relid, false);
+							set_page(rel, record.bound, true, have ? &known : NULL, &seq);
 						}
 						if (lost)
 							report_lost(rel);
@@ -599,7 +641,7 @@ ensure(Oid relid, int64 need, BoundKey *its_key, Form_pg_sequence its)
 		if (!write_record(&ours, true, read_at))
 			continue;
 		if (moves)
-			move_page(relid, ours.lo);
+			set_page(rel, ours.lo, false, have ? &known : NULL, &seq);
 		if (set_back)
 		{
 			au_page_add(PAGE_SETVALS, 1);
@@ -672,17 +714,51 @@ au_identity_value(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(draw(PG_GETARG_OID(0), false));
 }
 
-/* The local page was set; so shall be what everybody goes by. */
-static void
-set_record(Oid relid)
+static pg_noinline bool
+write_and_ring(const Bound *bound, bool is_called, Tau read_at)
 {
-	FormData_pg_sequence seq;
-	Relation	rel;
+	bool		written;
 
-	if (!au_enabled || (rel = open_shared(relid, &seq)) == NULL)
-		return;
-	LockDatabaseObject(SequenceRelationId, relid, 0, ExclusiveLock);
-	for (;;)
+	PG_TRY();
+	{
+		written = write_record(bound, is_called, read_at);
+	}
+	PG_CATCH();
+	{
+		au_page_add(PAGE_SETVALS, 1);	/* it may have come about */
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	au_page_add(PAGE_SETVALS, 1);
+	return written;
+}
+
+/*
+ * setval: the local page, then what everybody goes by.  Nobody takes a range
+ * in between.  Others hear of it whatever becomes of us, but for the end of the
+ * server, which rings when it is back (au_sequences_ring).
+ */
+static Datum
+set_sequence(FunctionCallInfo fcinfo, Oid function)
+{
+	Oid			relid = PG_GETARG_OID(0);
+	FormData_pg_sequence seq;
+	Relation	rel = NULL;
+	Datum		result;
+
+	/* who may not set it gets PostgreSQL's error and no lock */
+	if (au_enabled && !XactReadOnly && get_rel_relkind(relid) == RELKIND_SEQUENCE &&
+		pg_class_aclcheck(relid, GetUserId(), ACL_UPDATE) == ACLCHECK_OK)
+		rel = open_shared(relid, &seq);
+	if (rel)
+		LockDatabaseObject(SequenceRelationId, relid, 0, ExclusiveLock);
+	result = PG_NARGS() == 2 ?
+		OidFunctionCall2(function, PG_GETARG_DATUM(0), PG_GETARG_DATUM(1)) :
+		OidFunctionCall3(function, PG_GETARG_DATUM(0), PG_GETARG_DATUM(1), PG_GETARG_DATUM(2));
+	if (rel == NULL)
+		return result;
+
+	for (int tries = 0;; tries++)
 	{
 		BoundKey	key = {rel->rd_locator.dbOid, rel->rd_locator.relNumber};
 		Bound		record;
@@ -694,41 +770,43 @@ set_record(Oid relid)
 		Tau			read_at;
 
 		CHECK_FOR_INTERRUPTS();
+		if (tries >= TRIES)
+			report_busy(rel);
 		au_sequence_read(rel, &value, &is_called);
 		found = read_record(&key, &record, &record_called, &read_at);
 		ours = (Bound) {.key = key, .owner = shared->owner, .lo = value,
 		.bound = ahead(value, BOUND_AHEAD, &seq),.epoch = found ? record.epoch + 1 : 1};
 		/* exact as long as nothing was drawn */
-		if (!write_record(&ours, is_called || ours.bound != value, read_at))
+		if (!write_and_ring(&ours, is_called || ours.bound != value, read_at))
 			continue;
-		au_page_add(PAGE_SETVALS, 1);
 		ours.checked = au_page_read(PAGE_SETVALS);
 		cache_put(&ours);
 		break;
 	}
 	UnlockDatabaseObject(SequenceRelationId, relid, 0, ExclusiveLock);
 	relation_close(rel, AccessShareLock);
+	return result;
+}
+
+/* A setval may have been cut off by the end of this server before others heard of it. */
+void
+au_sequences_ring(void)
+{
+	au_page_add(PAGE_SETVALS, 1);
 }
 
 /* SQL: setval(regclass, bigint) */
 Datum
 au_setval(PG_FUNCTION_ARGS)
 {
-	Datum		result = OidFunctionCall2(F_SETVAL_REGCLASS_INT8, PG_GETARG_DATUM(0), PG_GETARG_DATUM(1));
-
-	set_record(PG_GETARG_OID(0));
-	PG_RETURN_DATUM(result);
+	return set_sequence(fcinfo, F_SETVAL_REGCLASS_INT8);
 }
 
 /* SQL: setval(regclass, bigint, boolean) */
 Datum
 au_setval_called(PG_FUNCTION_ARGS)
 {
-	Datum		result = OidFunctionCall3(F_SETVAL_REGCLASS_INT8_BOOL, PG_GETARG_DATUM(0), PG_GETARG_DATUM(1),
-										  PG_GETARG_DATUM(2));
-
-	set_record(PG_GETARG_OID(0));
-	PG_RETURN_DATUM(result);
+	return set_sequence(fcinfo, F_SETVAL_REGCLASS_INT8_BOOL);
 }
 
 static bool
@@ -743,13 +821,11 @@ has_identity(Relation rel)
 }
 
 /* COPY is about to give values to the next rows of this table. */
-void
-au_sequences_of_copy(Relation rel)
+static void
+reserve(Relation rel)
 {
 	TupleDesc	desc = RelationGetDescr(rel);
 
-	if (desc->constr == NULL || pg_atomic_read_u32(&shared->copies) == 0)
-		return;
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute attr = TupleDescAttr(desc, i);
@@ -764,13 +840,39 @@ au_sequences_of_copy(Relation rel)
 	}
 }
 
+/* Rows were inserted, perhaps by COPY. */
+void
+au_sequences_inserted(Relation rel)
+{
+	if (copying > 0 && has_identity(rel))
+		reserve(rel);
+}
+
 /* COPY into this table begins.  True: au_sequences_copy_ended is to be called. */
 bool
 au_sequences_copy_begins(Relation rel)
 {
-	if (!au_enabled || rel->rd_rel->relpersistence == RELPERSISTENCE_TEMP || !has_identity(rel))
+	if (!au_enabled || XactReadOnly || rel->rd_rel->relpersistence == RELPERSISTENCE_TEMP || !has_identity(rel) ||
+		(pg_class_aclcheck(RelationGetRelid(rel), GetUserId(), ACL_INSERT) != ACLCHECK_OK &&
+		 pg_attribute_aclcheck_all(RelationGetRelid(rel), GetUserId(), ACL_INSERT, ACLMASK_ANY) != ACLCHECK_OK))
 		return false;
+	if (copied_in != MyProc->vxid.lxid)
+	{
+		copied_in = MyProc->vxid.lxid;
+		overruns_before = pg_atomic_read_u64(&shared->overruns);
+	}
 	(void) pg_atomic_fetch_add_u32(&shared->copies, 1);
+	copying++;
+	PG_TRY();
+	{
+		reserve(rel);
+	}
+	PG_CATCH();
+	{
+		au_sequences_copy_ended();
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 	return true;
 }
 
@@ -778,6 +880,7 @@ au_sequences_copy_begins(Relation rel)
 void
 au_sequences_copy_ended(void)
 {
+	copying--;
 	(void) pg_atomic_fetch_sub_u32(&shared->copies, 1);
 }
 
@@ -801,6 +904,17 @@ au_sequences_before_commit(void)
 			(void) ensure(lfirst_oid(lc), 0, NULL, NULL);
 	}
 	list_free(sequences);
+
+	/*
+	 * Rows that COPY drew for and did not insert (WHERE) are in no reserve.
+	 * When the page was moved on meanwhile, what it had run over cannot be
+	 * seen there any more.
+	 */
+	if (copied_in == MyProc->vxid.lxid && overruns_before != pg_atomic_read_u64(&shared->overruns))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("values of a sequence were taken by another query processor"),
+				 errhint("The transaction might succeed if retried.")));
 }
 
 /*

@@ -767,6 +767,7 @@ tuple_insert(Relation rel, TupleTableSlot *slot, CommandId cid, int options,
 	if (!insert_row(rel, slot, cid))
 		report_duplicate(rel, au_table_layout(rel), slot);
 	pgstat_count_heap_insert(rel, 1);
+	au_sequences_inserted(rel);
 	au_flush_if_large(rel);
 }
 
@@ -834,7 +835,7 @@ multi_insert(Relation rel, TupleTableSlot **slots, int nslots, CommandId cid, in
 		}
 	}
 	pgstat_count_heap_insert(rel, nslots);
-	au_sequences_of_copy(rel);
+	au_sequences_inserted(rel);
 
 	/*
 	 * COPY writes the index entries after this call and fires AFTER triggers

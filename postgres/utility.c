@@ -788,8 +788,6 @@ prepare_statement(Node *stmt, bool top_level)
 				if (rel != NULL)
 				{
 					counted = au_sequences_copy_begins(rel);
-					if (counted)
-						au_sequences_of_copy(rel);
 					table_close(rel, NoLock);
 				}
 			}

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from tests.processors.conftest import COUNT, Connection, Processors
+from tests.processors.test_life import wait_restarted
 
 
 def together(processors: Processors, body: Callable[[int, Connection], None], clients: int = 2 * COUNT) -> None:
@@ -172,3 +173,72 @@ def test_a_range_whose_answer_was_lost(processors: Processors) -> None:
             drawn += draw(second, 700) + draw(first, 700)
         assert len(drawn) == len(set(drawn))
         second.execute("DROP TABLE beat")
+
+
+@pytest.mark.parametrize("rows", ["all", "some"])
+def test_copy_that_inserts_row_by_row(processors: Processors, rows: str) -> None:
+    """A row trigger makes COPY insert rows singly; with WHERE it draws for rows that it never inserts.
+
+    No constraint would find a value that is there twice. Of WHERE some transactions may fail with 40001.
+    """
+    with processors.connect(0) as session:
+        session.execute("DROP TABLE IF EXISTS single")
+        session.execute("CREATE TABLE single (id int GENERATED ALWAYS AS IDENTITY, v int)")
+        if rows == "all":
+            session.execute(
+                "CREATE OR REPLACE FUNCTION same() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'"
+            )
+            session.execute("CREATE TRIGGER t BEFORE INSERT ON single FOR EACH ROW EXECUTE FUNCTION same()")
+    done: list[int] = []
+
+    def load(_: int, session: Connection) -> None:
+        condition = "" if rows == "all" else " WHERE v % 500 = 0"
+        for _turn in range(3):
+            try:
+                with session.cursor().copy(f"COPY single (v) FROM STDIN{condition}") as copy:
+                    copy.write("".join(f"{v}\n" for v in range(6000)))
+            except psycopg.errors.SerializationFailure:
+                assert rows == "some"
+            else:
+                done.append(6000 if rows == "all" else 12)
+
+    together(processors, load)
+    with processors.connect(1) as session:
+        counted = session.execute("SELECT count(*), count(DISTINCT id) FROM single").fetchone()
+    assert counted == (sum(done), sum(done))
+    assert done
+
+
+def test_kill_while_drawing(processors: Processors) -> None:
+    """A query processor that dies comes back with ranges of its own; what was committed before stays unique."""
+    with processors.connect(0) as session:
+        session.execute("DROP TABLE IF EXISTS killed")
+        session.execute("CREATE TABLE killed (id int GENERATED ALWAYS AS IDENTITY, v int)")
+    before = processors.services()["postgresql-2"]
+    halfway = threading.Barrier(2 * COUNT + 1)
+
+    def load(number: int, session: Connection) -> None:
+        for turn in range(400):
+            if turn == 200:
+                halfway.wait(60)
+            try:
+                session.execute("INSERT INTO killed (v) SELECT g FROM generate_series(1, 7) g")
+            except psycopg.OperationalError:
+                assert number % COUNT == 1
+                return
+
+    killer = threading.Thread(target=lambda: (halfway.wait(60), os.kill(before["pid"], signal.SIGKILL)))
+    killer.start()
+    together(processors, load)
+    killer.join(60)
+    wait_restarted(processors, "postgresql-2", before["restarts"])
+
+    def again(_: int, session: Connection) -> None:
+        for _turn in range(300):
+            session.execute("INSERT INTO killed (v) SELECT g FROM generate_series(1, 7) g")
+
+    together(processors, again)
+    with processors.connect(0) as session:
+        row = session.execute("SELECT count(*), count(DISTINCT id) FROM killed").fetchone()
+    assert row is not None
+    assert row[0] == row[1]
