@@ -100,6 +100,21 @@ def vectors() -> list[tuple[str, m.AnyMessage]]:
         ("trim", m.Trim(9)),
         ("journal begins", m.JournalBegins(4, 1_795_000_000_000_000_006)),
         ("journal ends", m.JournalEnds(4, 20, TXID)),
+        ("snapshot", m.Snapshot(5)),
+        ("snapshot reply", m.SnapshotReply(5, 1_795_000_000_000_000_006, 12)),
+        ("shard subscribe", m.ShardSubscribe("s0-1", [(KEY[:8], b"\xff" * 8)], 1_795_000_000_000_000_003, b"p")),
+        ("shard start", m.ShardStart(m.FeedStatus.OK, 1_795_000_000_000_000_003)),
+        ("shard record", m.ShardRecord(2, 1, 1_795_000_000_000_000_004, TXID, b"body")),
+        ("watermark", m.Watermark(1_795_000_000_000_000_005, b"p")),
+        ("want watermark", m.WantWatermark(1_795_000_000_000_000_006)),
+        ("shard applied", m.ShardApplied(1_795_000_000_000_000_005, b"p")),
+        ("oldest snapshot", m.OldestSnapshot(1_795_000_000_000_000_003)),
+        ("get map", m.GetMap(3)),
+        ("map reply", m.MapReply(b"map")),
+        ("move range", m.MoveRange(6, KEY[:8], b"\xff" * 8, 2)),
+        ("move reply", m.MoveReply(6, "")),
+        ("catalog wait", m.CatalogWait(7, 12)),
+        ("catalog done", m.CatalogDone(7)),
     ]
 
 

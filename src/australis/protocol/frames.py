@@ -48,6 +48,13 @@ class FrameDecoder:
         """Length of the frame that is arriving, with its header; 4 if not known yet."""
         return self._need
 
+    def rest(self) -> bytes:
+        """Take the bytes of an incomplete frame out."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        self._need = 4
+        return rest
+
     def feed(self, data: bytes) -> list[bytes]:
         """Add bytes, return the bodies that are complete now."""
         buffer = self._buffer

@@ -65,6 +65,7 @@ class ReadStatus(IntEnum):
     BELOW_HORIZON = 1
     NOT_FRESH = 2
     ERROR = 3
+    NOT_HELD = 4  # not all of it is of this shard's: the asker's map is old
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -78,6 +79,13 @@ class Hello(Message, frozen=True, array_like=True, gc=False, tag=1):
     cluster: bytes
     role: str
     generation: int
+
+
+class Greeting(Hello, frozen=True, array_like=True, gc=False, tag=1):
+    """A Hello between processes of a cluster; every Hello is one. `level` is the newest feature level it can write."""
+
+    name: str = ""
+    level: int = 1
 
 
 class Commit(Message, frozen=True, array_like=True, gc=False, tag=2):
@@ -416,6 +424,121 @@ class JournalEnds(Message, frozen=True, array_like=True, gc=False, tag=46):
     hash: bytes
 
 
+class Snapshot(Message, frozen=True, array_like=True, gc=False, tag=50):
+    """From a query processor to its gateway: as of which time may a transaction read now? (rule T2)"""
+
+    id: int
+
+
+class SnapshotReply(Message, frozen=True, array_like=True, gc=False, tag=51):
+    """tau_start, and the number of the last DDL record at or below it, which catalogs must have applied (rule Q5)."""
+
+    id: int
+    tau: int
+    ddl: int
+
+
+class ShardSubscribe(Message, frozen=True, array_like=True, gc=False, tag=52):
+    """To a crossbar: feed me what concerns these ranges, behind `applied`.
+
+    `positions` is what the last Watermark carried that the subscriber has made its own (opaque; empty: from the first
+    record of every journal). `applied` -1: only what is new; `ShardStart` then says from which time on. `name` is the
+    subscriber's, for status and trimming.
+    """
+
+    name: str
+    ranges: list[tuple[bytes, bytes]]
+    applied: int
+    positions: bytes
+
+
+class ShardStart(Message, frozen=True, array_like=True, gc=False, tag=53):
+    """From a crossbar: everything concerning the ranges above `tau` follows, or (FeedStatus) why that cannot be."""
+
+    status: int
+    tau: int
+
+
+class ShardRecord(Message, frozen=True, array_like=True, gc=False, tag=54):
+    """A committed transaction, chunk or drop, in order of time. `body` is the query processor's message.
+
+    It may hold keys outside the subscriber's ranges; those are not the subscriber's.
+    """
+
+    kind: int
+    flags: int
+    tau: int
+    txid: bytes
+    body: bytes
+
+
+class Watermark(Message, frozen=True, array_like=True, gc=False, tag=55):
+    """Everything at or below tau has been sent. With `positions` a later subscription may go on from here."""
+
+    tau: int
+    positions: bytes = b""
+
+
+class WantWatermark(Message, frozen=True, array_like=True, gc=False, tag=56):
+    """To a crossbar: somebody here wants to read at tau; send a Watermark as soon as it reaches there."""
+
+    tau: int
+
+
+class ShardApplied(Message, frozen=True, array_like=True, gc=False, tag=57):
+    """To a crossbar, now and then: applied up to tau; `kept` are the positions that snapshots still need (b'': all)."""
+
+    tau: int
+    kept: bytes
+
+
+class OldestSnapshot(Message, frozen=True, array_like=True, gc=False, tag=58):
+    """To storage, now and then, from a gateway: no session of mine reads below tau (rule S4)."""
+
+    tau: int
+
+
+class GetMap(Message, frozen=True, array_like=True, gc=False, tag=60):
+    """To the control plane: send a MapReply when there is a map newer than `version`; at once if there is now."""
+
+    version: int
+
+
+class MapReply(Message, frozen=True, array_like=True, gc=False, tag=61):
+    """The newest partition map, encoded."""
+
+    map: bytes
+
+
+class MoveRange(Message, frozen=True, array_like=True, gc=False, tag=62):
+    """From the control plane to an adjudicator: give [lo, hi) to another one (rule W4)."""
+
+    id: int
+    lo: bytes
+    hi: bytes
+    target: int
+
+
+class MoveReply(Message, frozen=True, array_like=True, gc=False, tag=63):
+    """`error` '' once the new owner has confirmed; else why the range was not moved."""
+
+    id: int
+    error: str
+
+
+class CatalogWait(Message, frozen=True, array_like=True, gc=False, tag=64):
+    """Between gateways: answer when every query processor of yours that lives has applied DDL record n."""
+
+    id: int
+    n: int
+
+
+class CatalogDone(Message, frozen=True, array_like=True, gc=False, tag=65):
+    """The answer to CatalogWait."""
+
+    id: int
+
+
 ClientMessage = Hello | Commit | Resolve | Ingest | Drop | Status | Subscribe | Applied | Trim
 """What the commit service accepts."""
 
@@ -458,6 +581,21 @@ AnyMessage = (
     | Trim
     | JournalBegins
     | JournalEnds
+    | Snapshot
+    | SnapshotReply
+    | ShardSubscribe
+    | ShardStart
+    | ShardRecord
+    | Watermark
+    | WantWatermark
+    | ShardApplied
+    | OldestSnapshot
+    | GetMap
+    | MapReply
+    | MoveRange
+    | MoveReply
+    | CatalogWait
+    | CatalogDone
 )
 
 encoder = msgspec.msgpack.Encoder()
