@@ -284,6 +284,8 @@ class Server:
             self._server.close()
         for connection in list(self.connections):
             connection.transport.abort()
+        while self.connections:
+            await asyncio.sleep(0)  # the loop tells them in its next round
 
 
 async def listen(
