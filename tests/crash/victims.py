@@ -6,17 +6,21 @@ only pids of this cluster's own processes are ever signalled.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import struct
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from tests.fixtures.servers import AustralisCluster, Server, StockCluster
+from tests.fixtures.servers import AustralisCluster, CannotStart, Server, StockCluster
 
 COMMIT_WORD, STORAGE_WORD = 9, 10
+ORPHAN_SECONDS = 30.0
 
 
 class Victim(Protocol):
@@ -44,6 +48,16 @@ def _kill(pids: list[int]) -> list[int]:
 
 def _alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
+
+
+def gone(pids: Iterable[int], deadline: float) -> bool:
+    """Wait until these processes have ended and their parents know; False when monotonic `deadline` came first."""
+    for pid in pids:
+        while _alive(pid):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)  # not our children: nothing to wait on
+    return True
 
 
 def _postmaster(data: Path) -> int | None:
@@ -75,6 +89,16 @@ def _client_backends(pid: int | None) -> list[int]:
             continue
         if title.startswith(b"postgres: admin "):
             out.append(child)
+    return out
+
+
+def _working_in(directory: Path) -> list[int]:
+    """Processes with this working directory: a server's own, also those whose parent is gone."""
+    out = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended, or it is somebody else's
+            if (process / "cwd").readlink() == directory:
+                out.append(int(process.name))
     return out
 
 
@@ -133,5 +157,8 @@ class StockVictim:
     def revive(self, target: str) -> Server:
         if target == "postmaster":
             self.cluster.stop()
+            # PostgreSQL refuses to start where orphans of the last postmaster still hold its shared memory
+            if not gone(_working_in(self.cluster.directory / "data"), time.monotonic() + ORPHAN_SECONDS):
+                raise CannotStart(f"backends outlived their postmaster by {ORPHAN_SECONDS:.0f} s")
             self.server = self.cluster.start()
         return self.server
