@@ -52,16 +52,16 @@ NOTHING_MORE = -1
 _FED = frozenset({Kind.TRANSACTION, Kind.INGEST, Kind.DROP})
 
 
-def pack_positions(positions: dict[int, Position]) -> bytes:
-    """A vector of positions, opaque to subscribers."""
-    return msgspec.msgpack.encode({journal: position.pack() for journal, position in positions.items()})
+def pack_positions(tau: int, positions: dict[int, Position]) -> bytes:
+    """A vector of positions at which everything up to tau was taken and nothing else; opaque to subscribers."""
+    return msgspec.msgpack.encode((tau, {journal: position.pack() for journal, position in positions.items()}))
 
 
-def unpack_positions(data: bytes) -> dict[int, Position]:
+def unpack_positions(data: bytes) -> tuple[int, dict[int, Position]]:
     """Reverse of pack_positions; ProtocolError if these bytes are none."""
     try:
-        packed = msgspec.msgpack.decode(data, type=dict[int, bytes])
-        return {journal: Position.unpack(position) for journal, position in packed.items()}
+        tau, packed = msgspec.msgpack.decode(data, type=tuple[int, dict[int, bytes]])
+        return tau, {journal: Position.unpack(position) for journal, position in packed.items()}
     except (msgspec.MsgspecError, ValueError, ProtocolError) as error:
         raise ProtocolError(f"not a vector of positions: {error}") from None
 
@@ -235,7 +235,7 @@ class Hub:
             subscriber.watermark(self.watermark, self._positions, now)
 
     def _positions(self) -> bytes:
-        return pack_positions(self.follower.taken)
+        return pack_positions(self.watermark, self.follower.taken)
 
     def _forget(self, effects: list[Effect]) -> None:
         """Keep the buffer bounded; whoever is behind its new beginning has to catch up once it reads again."""
@@ -281,8 +281,8 @@ class Hub:
             # all that it does not have is here
             subscriber.next = self._first + sum(record.tau <= request.applied for record in self._records)
             return self._join(subscriber, request.applied)
-        positions = unpack_positions(request.positions) if request.positions else {}
-        return [CatchUp(subscriber, request.applied if positions else 0, positions)]
+        start, positions = unpack_positions(request.positions) if request.positions else (0, {})
+        return [CatchUp(subscriber, start, positions)]
 
     def _join(self, subscriber: Subscriber, tau: int) -> list[Effect]:
         subscriber.live, subscriber.sent = True, tau
@@ -314,7 +314,7 @@ class Hub:
     def applied(self, name: str, message: ShardApplied) -> None:
         """What a replica still needs of the journals."""
         if message.kept:
-            self._kept[name] = unpack_positions(message.kept)
+            self._kept[name] = unpack_positions(message.kept)[1]
 
     def trims(self, replicas: list[str]) -> dict[int, int]:
         """Up to which sequence each journal may be forgotten, if every one of these replicas has said so."""
@@ -370,7 +370,8 @@ class Replay:
                 subscriber.record(record)
             given = True
         if given or follower.watermark > subscriber.sent:
-            subscriber.watermark(max(follower.watermark, subscriber.sent), lambda: pack_positions(follower.taken), now)
+            tau = max(follower.watermark, subscriber.sent)
+            subscriber.watermark(tau, lambda: pack_positions(follower.watermark, follower.taken), now)
         if len(self._reached) < len(self._target):
             return False
         if self._hub.join(subscriber, follower.watermark):

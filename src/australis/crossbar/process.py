@@ -1,11 +1,11 @@
 """A crossbar as a process: follows all journals, merges them, feeds storage replicas and gateways.
 
-    adjudicators --FeedRecord, Heartbeat--> `_Tail` -> `Hub` (merge, who gets what) -> `_Client` --ShardRecord, Watermark-->
+    adjudicators --FeedRecord, Heartbeat--> `_Tail` -> `Hub` -> `_Client` --ShardRecord, Watermark--> subscribers
 
-Decisions are in `hub.py`. What must hold: nothing is kept that another crossbar could not find out: this process may die
-at any moment, and its subscribers go on elsewhere from the positions that they hold; a journal that is read faster than
-it can be merged, and a subscriber that does not read, stop being read and written; one that is away is fed again from
-the journals, without the others noticing.
+Decisions are in `hub.py`. What must hold: nothing is kept that another crossbar could not find out: this process may
+die at any moment, and its subscribers go on elsewhere from the positions that they hold; a journal that is read faster
+than it can be merged, and a subscriber that does not read, stop being read and written; one that is away is fed again
+from the journals, without the others noticing.
 
 `data`/positions says where all journals had been read to a moment ago, so that a restart need not begin at the
 beginning; it is a hint. An adjudicator that is away holds the watermark back (rule W3) until it is back. A journal that
@@ -24,6 +24,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from australis.control_plane.topology import RoleConfig, identity_of
 from australis.crossbar.follower import Follower
 from australis.crossbar.hub import (
     ASK_AGAIN_NS,
@@ -122,11 +123,11 @@ class CrossbarService:
     def _remembered(self) -> tuple[dict[int, Position], int]:
         file = self.config.data / "positions"
         try:
-            start, packed = msgspec.msgpack.decode(file.read_bytes(), type=tuple[int, bytes])
-            return unpack_positions(packed), start
+            start, positions = unpack_positions(file.read_bytes())
+            return positions, start
         except FileNotFoundError:
             return {}, 0
-        except (msgspec.MsgspecError, ProtocolError) as error:
+        except ProtocolError as error:
             log.warning("crossbar.positions_unreadable", file=str(file), error=str(error))
             return {}, 0
 
@@ -162,7 +163,7 @@ class CrossbarService:
             await client.end()
         if self._timer is not None:
             self._timer.cancel()
-        await self._loop.run_in_executor(None, self._note_positions)
+        await self._note_positions()
 
     def fail(self, error: AustralisError) -> None:
         """Nothing can be promised any more."""
@@ -170,12 +171,9 @@ class CrossbarService:
             log.error("crossbar.failed", error=str(error))
             self.failed.set_result(error)
 
-    def _note_positions(self) -> None:
-        hub = self.hub
-        write_atomically(
-            self.config.data / "positions",
-            msgspec.msgpack.encode((hub.watermark, pack_positions(hub.follower.taken))),
-        )
+    async def _note_positions(self) -> None:
+        content = pack_positions(self.hub.watermark, self.hub.follower.taken)
+        await self._loop.run_in_executor(None, write_atomically, self.config.data / "positions", content)
 
     async def _remember(self) -> None:
         noted = self.hub.watermark
@@ -183,7 +181,7 @@ class CrossbarService:
             await asyncio.sleep(POSITIONS_SECONDS)
             if self.hub.watermark != noted:
                 noted = self.hub.watermark
-                self._note_positions()
+                await self._note_positions()
 
     async def _trim(self) -> None:
         """Tell adjudicators what no replica needs any more."""
@@ -547,13 +545,30 @@ def _serves(peer: Greeting) -> bool:
     return peer.role == "adjudicator" and peer.generation > 0
 
 
-async def serve(config: CrossbarConfig, stop: asyncio.Event) -> None:
-    """Run a crossbar until `stop` is set; raises what it failed of."""
-    from australis.process import announce, tune
+def configured(role: RoleConfig) -> CrossbarConfig:
+    """What a role's file says to a crossbar. Raises AustralisError."""
+    return CrossbarConfig(
+        role.cluster_id,
+        role.name,
+        Address.parse(role.listen),
+        Path(role.data),
+        {
+            int(number): [Address.parse(text) for text in addresses]
+            for number, addresses in role.peers.adjudicators.items()
+        },
+        [Address.parse(text) for text in role.peers.control],
+        PartitionMap.decode(bytes.fromhex(role.map)),
+        identity_of(role),
+    )
 
+
+async def serve(role: RoleConfig, stop: asyncio.Event) -> None:
+    """Run a crossbar until `stop` is set; raises what it failed of."""
+    from australis.process import announce
+
+    config = configured(role)
     service = CrossbarService(config)
     await service.start()
-    tune()
     announce(service="crossbar", name=config.name)
     service.failed.add_done_callback(lambda _: stop.set())
     try:

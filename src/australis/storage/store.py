@@ -117,9 +117,7 @@ class Store(Protocol):
 
 def pack_ranges(ranges: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Ranges [lo, hi) as `Store.set_ranges` takes them."""
-    return b"".join(
-        len(bound).to_bytes(2, "big") + bound for lo_and_hi in sorted(ranges) for bound in lo_and_hi
-    )
+    return b"".join(len(bound).to_bytes(2, "big") + bound for lo_and_hi in sorted(ranges) for bound in lo_and_hi)
 
 
 def open_store(directory: Path, cluster: bytes, *, restored: bool = False) -> Store:
