@@ -284,7 +284,7 @@ class Server:
             self._server.close()
         for connection in list(self.connections):
             connection.transport.abort()
-        while self.connections:
+        while self.connections:  # noqa: ASYNC110
             await asyncio.sleep(0)  # the loop tells them in its next round
 
 
