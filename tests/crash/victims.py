@@ -68,7 +68,8 @@ def _postmaster(data: Path) -> int | None:
     return pid if _alive(pid) else None
 
 
-def _children(pid: int | None) -> list[int]:
+def children(pid: int | None) -> list[int]:
+    """Processes whose parent this is."""
     out = []
     for stat in Path("/proc").glob("[0-9]*/stat") if pid is not None else ():
         try:
@@ -82,7 +83,7 @@ def _children(pid: int | None) -> list[int]:
 
 def _client_backends(pid: int | None) -> list[int]:
     out = []
-    for child in _children(pid):
+    for child in children(pid):
         try:
             title = Path(f"/proc/{child}/cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
@@ -131,7 +132,7 @@ class AustralisVictim:
             case "supervisor":
                 chosen = [supervisor] if supervisor else []
             case _:
-                chosen = [p for p in (supervisor, commit, postmaster, *_children(postmaster)) if p]
+                chosen = [p for p in (supervisor, commit, postmaster, *children(postmaster)) if p]
                 rng.shuffle(chosen)
         return _kill(chosen)
 

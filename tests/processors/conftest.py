@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -48,6 +49,8 @@ def processors() -> Iterator[Processors]:
         try:
             yield Processors(cluster, cluster.start())
         except (CannotStart, ProgramsMissing) as error:
+            if os.environ.get("AUSTRALIS_TEST_REQUIRE") == "1":
+                raise
             pytest.skip(f"Australis can't start: {error}")
         finally:
             cluster.stop()
