@@ -16,6 +16,7 @@ that was killed are ended before the next one begins.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import fcntl
@@ -23,9 +24,11 @@ import heapq
 import itertools
 import os
 import secrets
+import signal
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +39,14 @@ from australis.clock import Clock, FixedClock
 from australis.control_plane.layout import ClusterError
 from australis.control_plane.processes import Child, end_leftovers
 from australis.control_plane.supervisor import Service
-from australis.control_plane.topology import RoleConfig, identity_of
+from australis.control_plane.topology import RoleConfig, identity_of, load_role
 from australis.errors import AustralisError, ProtocolError
 from australis.files import write_atomically
 from australis.journal.record import Kind
 from australis.keyspace import SystemRelation, relation_range
 from australis.page import PROCESSORS, SharedPage, Word, process_lives
 from australis.partition_map import PartitionMap
-from australis.process import announce, tune
+from australis.process import announce, die_with_parent, run, tune
 from australis.protocol.messages import (
     CatalogDone,
     CatalogWait,
@@ -858,10 +861,11 @@ class Processors:
             log.warning("gateway.leftovers_killed", processes=killed)
 
     def prepare(self) -> None:
-        """Make the data directories. Blocking."""
-        for number, processor in enumerate(self._processors):
-            done = processor.prepare()
-            log.info("query_processor.prepared", number=number, done=done)
+        """Make the data directories; one gateway at a time if they share an image. Blocking."""
+        with _locked(self._processors[0].image.with_suffix(".lock"), wait=True):
+            for number, processor in enumerate(self._processors):
+                done = processor.prepare()
+                log.info("query_processor.prepared", number=number, done=done)
 
     async def start(self, stack: contextlib.AsyncExitStack) -> None:
         """Start all; they end as the stack unwinds. Raises ClusterError."""
@@ -951,14 +955,14 @@ def _password(config: RoleConfig) -> str:
 
 
 @contextlib.contextmanager
-def _exclusive(data: Path) -> Any:
-    """One gateway per directory."""
-    fd = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _locked(file: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock that the kernel releases with us. Raises ClusterError if another process has it, unless `wait`."""
+    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise ClusterError(f"{data} is in use by another gateway; stop it first") from None
+            raise ClusterError(f"{file.parent} is in use by another gateway; stop it first") from None
         yield
     finally:
         os.close(fd)
@@ -980,7 +984,7 @@ async def serve(config: RoleConfig, stop: asyncio.Event) -> None:
     """Run a gateway until `stop`. Raises AustralisError with one line when it cannot go on."""
     data = Path(config.data)
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(_exclusive(data))
+        stack.enter_context(_locked(data / "lock"))
         gateway = Gateway(config)
         processors = Processors(config, gateway)
         await asyncio.to_thread(processors.end_leftovers)
@@ -1016,3 +1020,26 @@ async def _start_processors(
             f"no crossbar and storage tell this gateway of the cluster's state within {LIVE_SECONDS:.0f} s"
         ) from None
     await processors.start(stack)
+
+
+def main() -> int:
+    """`python -m australis.query_processor.gateway --config FILE`."""
+    parser = argparse.ArgumentParser(prog="australis.query_processor.gateway", description="Gateway and PostgreSQL.")
+    parser.add_argument("--config", type=Path, required=True, help="the role's file")
+    parser.add_argument("--parent", type=int, help="end when this process, our parent, ends")
+    options = parser.parse_args()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    if options.parent is not None:
+        die_with_parent(options.parent)
+
+    async def body() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await serve(load_role(options.config), stop)
+
+    return run(body, "gateway")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
