@@ -21,6 +21,7 @@ from australis.clock import FixedClock
 from australis.control_plane.topology import RoleConfig, load_role
 from australis.crossbar.merge import Merge
 from australis.journal.record import Kind, Position
+from australis.keyspace import relation_prefix
 from australis.process import announce
 from australis.protocol.messages import (
     Commit,
@@ -255,8 +256,9 @@ class Replica(Handler):
 
             peer.when(message.tau, scan)
         elif isinstance(message, Stats):
-            values = store.stats(message.relations)
-            stats = [(relation, *value) for relation, value in zip(message.relations, values, strict=True)]
+            # one store for all: each relation is counted where it begins
+            asked = [relation for relation in message.relations if self.ranges.holds(relation_prefix(relation))]
+            stats = [(relation, *value) for relation, value in zip(asked, store.stats(asked), strict=True)]
             connection.send(StatsReply(message.id, stats))
 
 
