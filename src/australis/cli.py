@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 import click
 
+from australis.certs_command import certs
 from australis.control_plane.layout import (
     OWN_NAMES,
     Cluster,
@@ -459,6 +460,9 @@ def _remove(path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- common
+
+
+main.add_command(certs)
 
 
 def _layout(data: Path | None) -> Layout:

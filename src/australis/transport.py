@@ -121,6 +121,7 @@ class Connection(asyncio.Protocol):
         handler: Handler,
         *,
         greets_first: bool,
+        begun: Callable[[Connection], None] | None = None,
         ended: Callable[[Connection, str], None] | None = None,
         limit: int = MAX_FRAME,
         large: Callable[[Connection, int], None] | None = None,
@@ -130,7 +131,7 @@ class Connection(asyncio.Protocol):
         self.paused = False
         self.refusal = ""  # what the peer said, or what we said, before it was closed
         self._greets_first = greets_first
-        self._ended = ended
+        self._begun, self._ended = begun, ended
         self._limit = limit
         self._large = large
         self._decoder = FrameDecoder(GREETING_BYTES)
@@ -178,6 +179,8 @@ class Connection(asyncio.Protocol):
         """Say who we are, or wait for the other to do so."""
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(HIGH_WATER)
+        if self._begun is not None:  # not before: after a failed TLS handshake nothing would end it
+            self._begun(self)
         _keep_alive(self.transport.get_extra_info("socket"))
         self._timer = asyncio.get_running_loop().call_later(GREETING_SECONDS, self._silent)
         if self._greets_first:
@@ -286,6 +289,8 @@ class Server:
             self._server.close()
         for connection in list(self.connections):
             connection.transport.abort()
+        while self.connections:  # noqa: ASYNC110
+            await asyncio.sleep(0)  # the loop tells them in its next round
 
 
 async def listen(
@@ -308,9 +313,15 @@ async def listen(
         server.connections.discard(connection)
 
     def make() -> Connection:
-        connection = Connection(identity, accept(), greets_first=False, ended=ended, limit=limit, large=large)
-        server.connections.add(connection)
-        return connection
+        return Connection(
+            identity,
+            accept(),
+            greets_first=False,
+            begun=server.connections.add,
+            ended=ended,
+            limit=limit,
+            large=large,
+        )
 
     loop = asyncio.get_running_loop()
     if address.path:
@@ -405,16 +416,19 @@ class Link:
             if not over.done():
                 over.set_result(error or "the connection was closed")
 
+        def begun(connection: Connection) -> None:
+            self._connection = connection  # now: its handler may want to send before connecting is said to be over
+
         def make() -> Connection:
             handler = _Chosen(self._handler, self._wanted)
-            return Connection(self._identity, handler, greets_first=True, ended=ended, limit=self._limit)
+            return Connection(self._identity, handler, greets_first=True, begun=begun, ended=ended, limit=self._limit)
 
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 if address.path:
-                    _, self._connection = await loop.create_unix_connection(make, address.path)
+                    await loop.create_unix_connection(make, address.path)
                 else:
-                    _, self._connection = await loop.create_connection(
+                    await loop.create_connection(
                         make,
                         address.host,
                         address.port,

@@ -32,8 +32,6 @@ from australis.protocol.messages import (
     Heartbeat,
     HeartbeatRequest,
     Ingest,
-    IngestReply,
-    Outcome,
     ReadStatus,
     Scan,
     ScanReply,
@@ -156,12 +154,9 @@ class Adjudicator(Handler):
             commit = wide_commit_decoder.decode(body)
             self.carry_out(self.node.commit(connection, commit, body, now))
         elif isinstance(message, Ingest):
-            tau = self.node._issue(now)
-            reply = IngestReply(message.txid, message.seq, Outcome.COMMITTED, tau)
-            self.node._append(Kind.INGEST, 0, tau, message.txid, body, now, connection, message=reply)
-            self.carry_out(self.node._take())
+            self.carry_out(self.node.ingest(connection, message, body, now))
         elif isinstance(message, Drop):
-            pass
+            self.carry_out(self.node.drop(body, now))
         else:
             self.carry_out(self.node.receive(connection, message, now))  # type: ignore[arg-type]
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from australis.protocol.frames import frame
-from australis.protocol.messages import Hello, Status, StatusReply, any_decoder, encode
+from australis import transport
+from australis.protocol.frames import FrameDecoder, frame
+from australis.protocol.messages import Error, Hello, Status, StatusReply, any_decoder, encode
 from australis.transport import Address, AddressError, Connection, Identity, Link, Server, listen
 
 CLUSTER = b"c" * 16
@@ -125,5 +128,108 @@ def test_a_link_comes_back_and_finds_who_serves(tmp_path: Path) -> None:
         await link.close()
         await first.close()
         await second.close()
+
+    run(body)
+
+
+async def answer_to(path: str, data: bytes) -> bytes:
+    """What a server says to these bytes before it closes the connection."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(data)
+    try:
+        return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+GREETING = frame(encode(who("gateway").greeting()))
+
+
+@pytest.mark.parametrize(
+    ("data", "sqlstate", "words"),
+    [
+        (b"\xff\xff\xff\xff", "08P01", "the limit is 4096"),  # an oversized greeting
+        (frame(b""), "08P01", "not a message"),
+        (frame(b"\xc1"), "08P01", "not a message"),
+        (frame(encode(Status())), "08P01", "not a message"),  # something else first
+        (frame(encode(Hello(2, CLUSTER, "qp", 0))), "08P01", "protocol 2, this service speaks 1"),
+        (frame(encode(Hello(1, b"", "qp", 0))), "08004", "another cluster"),
+        (frame(encode([1, 1, CLUSTER, 7, 0])), "08P01", "Expected `str`"),
+        (GREETING + b"\xff\xff\xff\xff", "08P01", "the limit is"),
+        (GREETING + frame(b"garbage"), "08P01", "not a message"),
+        (GREETING + frame(encode([250])), "08P01", "not a message"),
+    ],
+)
+def test_bad_bytes_are_refused_in_words(tmp_path: Path, data: bytes, sqlstate: str, words: str) -> None:
+    async def body() -> None:
+        there = Recorder()
+        server, address = await serve(tmp_path, who("adjudicator"), there)
+        said = FrameDecoder().feed(await answer_to(address.path, data))
+        error = any_decoder.decode(said[-1])
+        assert isinstance(error, Error) and error.sqlstate == sqlstate and words in error.message, error
+        assert "\n" not in error.message
+        # and the server goes on serving others
+        here = Recorder()
+        link = Link([address], who("gateway"), here)
+        link.start()
+        assert (await here.events.get())[0] == "connected"
+        await link.close()
+        await server.close()
+
+    run(body)
+
+
+def test_random_bytes_never_get_through(tmp_path: Path) -> None:
+    async def body() -> None:
+        there = Recorder()
+        server, address = await serve(tmp_path, who("adjudicator"), there)
+        rng = random.Random(5)
+        for n in range(300):
+            noise = rng.randbytes(rng.randrange(1, 200))
+            if n % 3 == 0:
+                noise = frame(noise)
+            reader, writer = await asyncio.open_unix_connection(address.path)
+            writer.write(noise)
+            writer.write_eof()
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+        assert there.events.empty()
+        await server.close()
+        assert not server.connections
+
+    run(body)
+
+
+def test_who_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "GREETING_SECONDS", 0.05)
+
+    async def body() -> None:
+        server, address = await serve(tmp_path, who("adjudicator"), Recorder())
+        error = any_decoder.decode(FrameDecoder().feed(await answer_to(address.path, b"\x10"))[0])
+        assert isinstance(error, Error) and "no greeting" in error.message
+        await server.close()
+
+    run(body)
+
+
+def test_a_peer_that_does_not_read_is_noticed(tmp_path: Path) -> None:
+    async def body() -> None:
+        there = Recorder()
+        server, address = await serve(tmp_path, who("adjudicator"), there)
+        reader, writer = await asyncio.open_unix_connection(address.path)
+        writer.write(GREETING)
+        assert (await there.events.get())[0] == "connected"
+        connection = there.connections[0]
+        while not connection.paused:
+            connection.send(StatusReply({"text": "x" * 1_000_000}))
+        assert await there.events.get() == ("writable", False)
+        while connection.paused:
+            assert await reader.read(1 << 20)
+        assert await there.events.get() == ("writable", True)
+        writer.close()
+        await server.close()
 
     run(body)

@@ -2,7 +2,7 @@
 
 What must hold: `floor` is at least everything that older generations issued or bound: every time, the last H, and the
 floors of ranges that were acquired. Which ranges are owned follows from the journal alone. A claim carries all of that,
-so that a journal may be trimmed up to any claim.
+and so does a checkpoint (a record of H with a body), so that a journal may be trimmed up to any of them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ _move_decoder = msgspec.msgpack.Decoder(RangeMove)
 
 
 class ClaimBody(msgspec.Struct, frozen=True, array_like=True):
-    """The body of a claim: what earlier records said about ranges and DDL."""
+    """The body of a claim, and of a checkpoint: what earlier records said about ranges, floors and DDL."""
 
     ddl: int
     ranges: list[KeyRange]
     released: list[RangeMove]
     acquired: dict[int, int]
+    floor: int = 0
 
 
 _claim_decoder = msgspec.msgpack.Decoder(ClaimBody)
@@ -95,7 +96,7 @@ class Recovery:
                 self._move_floor = max(self._move_floor, move.floor)
                 self._acquired[move.source] = move.tau
                 self.ddl = max(self.ddl, move.ddl)
-            elif kind == Kind.CLAIM and entry.body:
+            elif kind in (Kind.CLAIM, Kind.HORIZON) and entry.body:
                 self._claimed(_claim_decoder.decode(entry.body))
         except msgspec.MsgspecError as error:
             raise JournalError(f"record {entry.position.sequence} of the journal cannot be read: {error}") from None
@@ -105,6 +106,7 @@ class Recovery:
         self.ddl = body.ddl
         self._released = {move.target: move for move in body.released}
         self._acquired = dict(body.acquired)
+        self._move_floor = max(self._move_floor, body.floor)
 
     @property
     def floor(self) -> int:
@@ -114,7 +116,9 @@ class Recovery:
     def claim_body(self) -> bytes:
         """The body of a claim that is appended now."""
         released = list(self._released.values())
-        return msgspec.msgpack.encode(ClaimBody(self.ddl, self.ranges.list(), released, self._acquired))
+        return msgspec.msgpack.encode(
+            ClaimBody(self.ddl, self.ranges.list(), released, self._acquired, self._move_floor)
+        )
 
     def claimed(self, claim: Position) -> Recovered:
         """Return the state for the generation whose claim is at this position, directly behind the last entry."""

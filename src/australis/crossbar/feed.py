@@ -74,6 +74,11 @@ class RecentRecords:
             del self._sequences[:first], self._records[:first]
             self._first = 0
 
+    @property
+    def newest(self) -> int:
+        """Sequence of the newest record; of the one before the first if there is none."""
+        return self._sequences[-1] if self._sequences else self.base
+
     def covers(self, after: int) -> bool:
         """Is everything behind this sequence here?"""
         return after >= self.base

@@ -137,13 +137,15 @@ class Resolve(Message, frozen=True, array_like=True, gc=False, tag=4):
 
     With `tau_start` of the transaction the answer is exact however long ago it was; with -1 it may be PENDING. An
     adjudicator older than `generation`, the one that the Commit was addressed to, cannot know and says PENDING; one
-    that is not `leader` (if that is given) says nothing.
+    that is not `leader` (if that is given) says nothing. With `prove` it is answered only after a record that was
+    appended later is durable: one that has been replaced without knowing never answers.
     """
 
     txid: bytes
     tau_start: int = -1
     generation: int = 0
     leader: int = -1
+    prove: bool = False
 
 
 class ResolveReply(Message, frozen=True, array_like=True, gc=False, tag=5):

@@ -35,7 +35,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from australis.clock import Clock, FixedClock
+from australis.clock import Clock, open_clock
 from australis.control_plane.layout import ClusterError
 from australis.control_plane.processes import Child, end_leftovers
 from australis.control_plane.supervisor import Service
@@ -57,7 +57,6 @@ from australis.protocol.messages import (
     Get,
     GetMap,
     GetReply,
-    Heartbeat,
     Hello,
     Ingest,
     IngestReply,
@@ -135,7 +134,7 @@ _query_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
 )
 _read_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Get | Scan | Stats | Status)
 _adjudicator_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
-    CommitReply | ResolveReply | IngestReply | Heartbeat | Error | StatusReply
+    CommitReply | ResolveReply | IngestReply | Error | StatusReply
 )
 _replica_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
     GetReply | ScanReply | StatsReply | Error | StatusReply
@@ -155,7 +154,7 @@ class Gateway:
     def __init__(self, config: RoleConfig, *, clock: Clock | None = None) -> None:
         self.config = config
         self.cluster = config.cluster_id
-        self.clock: Clock = clock if clock is not None else FixedClock()
+        self.clock: Clock = clock if clock is not None else open_clock(config.clock.source, config.clock.max_error)
         self.run = Path(config.run)
         self.map: PartitionMap = config.partition_map
         self.timeline = Timeline()
@@ -541,8 +540,6 @@ class _Adjudicator(_Handler):
             self.gateway.carry_out(commits.resolved(self._number, message, at))
         elif isinstance(message, IngestReply):
             self.gateway.carry_out(commits.ingested(self._number, message))
-        elif isinstance(message, Heartbeat):
-            self.gateway.carry_out(commits.heartbeat(message))
         elif isinstance(message, Error):
             log.warning("gateway.adjudicator_complains", number=self._number, error=message.message)
 

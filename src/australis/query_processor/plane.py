@@ -29,13 +29,10 @@ from australis.partition_map import PartitionMap
 from australis.protocol.messages import (
     CatalogWait,
     CommitReply,
-    Decided,
     Drop,
     Error,
     Get,
     GetReply,
-    Heartbeat,
-    HeartbeatRequest,
     Ingest,
     IngestReply,
     ModeFlag,
@@ -307,25 +304,18 @@ class _Load:
     client: Client
     number: int
     relations: set[int] = field(default_factory=set)
-    tau: int = 0
     held: deque[tuple[Ingest, int, float]] = field(default_factory=deque)
     outstanding: OrderedDict[int, int] = field(default_factory=OrderedDict)  # seq -> budget
 
 
 @dataclass(slots=True, eq=False)
 class _Survey:
-    """Nobody here knows who led a transaction: all are asked, with a proof that they own their journals.
-
-    A heartbeat above tau_start says that: whoever owns the journal later has a floor above it, and refuses the
-    transaction. It must come from the same generation as the answer.
-    """
+    """Nobody here knows who led a transaction: all are asked, and prove with their answer that they are the owners."""
 
     tau_start: int
     at: float
     askers: list[Client]
-    generations: dict[int, int] = field(default_factory=dict)
     killed: set[int] = field(default_factory=set)
-    proven: set[int] = field(default_factory=set)
 
 
 class Commits:
@@ -396,10 +386,6 @@ class Commits:
             return  # held until it serves
         item.generation = generation
         self._remember(commit.txid, (item.leader, generation))
-        load = self._loads.get(commit.txid)
-        if load is not None and load.tau and load.number != item.leader:
-            # its time must be above that of its chunks, which another adjudicator issued
-            self._out.append(Send(item.leader, Decided(commit.txid, 0, load.tau)))
         self._out.append(Send(item.leader, msgspec.structs.replace(commit, generation=generation, leader=item.leader)))
 
     def _remember(self, txid: bytes, who: tuple[int, int]) -> None:
@@ -501,9 +487,6 @@ class Commits:
         for item in self._open.values():
             if item.leader == number and item.generation:
                 item.lost = True
-        for survey in self._surveys.values():
-            for known in (survey.killed, survey.proven):
-                known.discard(number)
         for txid, load in list(self._loads.items()):
             if load.number == number:
                 for seq, budget in load.outstanding.items():
@@ -554,11 +537,8 @@ class Commits:
 
     def _survey(self, txid: bytes, survey: _Survey, number: int) -> None:
         generation = self.serving.get(number, 0)
-        if generation == 0 or (number in survey.killed and number in survey.proven):
-            return
-        survey.generations[number] = generation
-        self._out.append(Send(number, Resolve(txid, survey.tau_start, generation, number)))
-        self._out.append(Send(number, HeartbeatRequest(survey.tau_start + 1)))
+        if generation and number not in survey.killed:
+            self._out.append(Send(number, Resolve(txid, survey.tau_start, generation, number, True)))
 
     def resolved(self, number: int, reply: ResolveReply, at: float) -> list[Effect]:
         """An adjudicator says what became of a transaction."""
@@ -582,43 +562,27 @@ class Commits:
                 self._garbage(txid)
         survey = self._surveys.get(txid)
         if survey is not None:
-            if outcome == Outcome.KILLED and survey.generations.get(number) == self.serving.get(number):
+            if outcome == Outcome.KILLED:
                 survey.killed.add(number)
-                self._conclude(txid, survey)
-            elif outcome != Outcome.KILLED:
+            if outcome != Outcome.KILLED or survey.killed >= set(self.map.adjudicators):
                 del self._surveys[txid]
                 self._out += [Answer(asker, reply, reply.tau) for asker in survey.askers]
+                if outcome == Outcome.KILLED:
+                    self._remember(txid, (-1, 0))
         return self._take()
 
     def resolved_count(self, outcome: int) -> None:
         """Count for status."""
         self.resolved += outcome != Outcome.PENDING
 
-    def heartbeat(self, heartbeat: Heartbeat) -> list[Effect]:
-        """An adjudicator proves that it owns its journal."""
-        number = heartbeat.journal
-        for txid, survey in list(self._surveys.items()):
-            if heartbeat.h > survey.tau_start and heartbeat.generation == survey.generations.get(number):
-                survey.proven.add(number)
-                self._conclude(txid, survey)
-        return self._take()
-
-    def _conclude(self, txid: bytes, survey: _Survey) -> None:
-        everybody = set(self.map.adjudicators)
-        if survey.killed >= everybody and survey.proven >= everybody:
-            del self._surveys[txid]
-            self._remember(txid, (-1, 0))
-            self._out += [Answer(asker, ResolveReply(txid, Outcome.KILLED, 0)) for asker in survey.askers]
-
     # ------------------------------------------------------------------------------------------------ bulk loads
 
     def ingest(self, client: Client, ingest: Ingest, relations: set[int], budget: int, at: float) -> list[Effect]:
-        """A chunk of rows that nobody can read yet (Q8): all of a transaction's go to one adjudicator."""
+        """A chunk of rows that nobody can read yet (Q8): to the owner of the system range, who leads what publishes it."""
         txid = ingest.txid
         load = self._loads.get(txid)
         if load is None:
-            number = self.map.adjudicator(relation_prefix(min(relations))) if relations else self.map.system
-            load = self._loads[txid] = _Load(client, number)
+            load = self._loads[txid] = _Load(client, self.map.system)
         load.relations |= relations
         load.held.append((ingest, budget, at))
         self._chunks(txid, load)
@@ -635,7 +599,6 @@ class Commits:
         """A chunk is durable, or was refused."""
         load = self._loads.get(reply.txid)
         if load is not None and load.number == number and reply.seq in load.outstanding:
-            load.tau = max(load.tau, reply.tau)
             self._out.append(Loaded(load.client, reply, load.outstanding.pop(reply.seq)))
         return self._take()
 
