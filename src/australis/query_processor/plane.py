@@ -578,7 +578,7 @@ class Commits:
     # ------------------------------------------------------------------------------------------------ bulk loads
 
     def ingest(self, client: Client, ingest: Ingest, relations: set[int], budget: int, at: float) -> list[Effect]:
-        """A chunk of rows that nobody can read yet (Q8): to the owner of the system range, who leads what publishes it."""
+        """A chunk of rows that nobody can read yet (Q8); the owner of the system range leads what publishes it."""
         txid = ingest.txid
         load = self._loads.get(txid)
         if load is None:
