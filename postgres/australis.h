@@ -512,6 +512,7 @@ pg_noreturn extern void au_report_refused(Relation rel);
 
 /* tau_start of this transaction, taken now if there is none yet. */
 extern Tau	au_tau_start(void);
+extern void au_newest_snapshot(Tau *acked, int64 *ddl);
 extern bool au_has_tau_start(void);
 
 /* Read as of another running transaction's time (exported snapshots). */
@@ -734,6 +735,7 @@ typedef enum PageWord
 	PAGE_STORAGE_PID = 10,
 	PAGE_STORE = 11,			/* changes when the store's files are replaced */
 	PAGE_SETVALS = 13,			/* counts the setvals of this host's query processors */
+	PAGE_GATEWAY = 14,			/* 1: others commit too, so a gateway tells what is the newest time */
 	PAGE_PROCESSORS = 64,		/* four words each: peers.c */
 	PAGE_SLOTS = 512
 } PageWord;
@@ -741,6 +743,7 @@ typedef enum PageWord
 #define PAGE_DISK_FULL	(-1)	/* PAGE_STORAGE_PID: cannot apply before there is space */
 
 extern bool au_page_there(void);
+extern bool au_behind_gateway(void);
 extern int64 au_page_read(PageWord word);
 extern void au_page_wait(PageWord word, int64 seen, int ms);
 extern void au_page_write(PageWord word, int64 value);	/* words of this query processor only */

@@ -750,9 +750,11 @@ insert_row(Relation rel, TupleTableSlot *slot, CommandId cid)
 
 	/*
 	 * Nobody else can know a hidden key before we commit: nothing to check
-	 * and nothing to record.
+	 * and nothing to record.  But among several adjudicators the owner hears
+	 * of a row only by its key: it has to know that the table was written, for
+	 * schema changes (rule A5) and SERIALIZABLE readers.
 	 */
-	version = au_wb_put(as_bytes(key), as_bytes(row), cid, LockTupleExclusive, !keyed);
+	version = au_wb_put(as_bytes(key), as_bytes(row), cid, LockTupleExclusive, !keyed && !au_behind_gateway());
 	au_tid_assign(&slot->tts_tid, as_bytes(key), version, tids_needed(rel));
 	slot->tts_tableOid = RelationGetRelid(rel);
 	mark_written(slot, version);
