@@ -439,6 +439,26 @@ def move(data: Path | None, relation: str | None, lo: str | None, hi: str | None
     click.echo("moved", err=True)
 
 
+@main.command()
+@click.argument("kind", type=click.Choice(["systemd", "compose", "helm"]))
+@click.option("--topology", type=click.Path(path_type=Path), required=True, metavar="FILE", help="What to deploy.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where files go.")
+@click.option("--host", "hosts", multiple=True, metavar="NAME=HOST", help="systemd: where a process or role runs.")
+def deploy(kind: str, topology: Path, out: Path, hosts: tuple[str, ...]) -> None:
+    """Write deployment files for a cluster on several hosts (docs/topology.md)."""
+    from australis.control_plane.deploy import generate
+    from australis.control_plane.topology import load_topology
+
+    chosen = dict(text.partition("=")[::2] for text in hosts)
+    if not all(chosen.values()) or (hosts and kind != "systemd"):
+        raise click.UsageError("--host NAME=HOST is for systemd; containers have their own names")
+    try:
+        files = generate(kind, load_topology(topology), out, chosen)
+    except OSError as error:
+        raise ClusterError(f"{error.filename or out}: {(error.strerror or str(error)).lower()}") from error
+    click.echo(f"{len(files)} files in {out / kind}; they hold passwords and keys", err=True)
+
+
 @main.command(name="run")
 @click.argument("role")
 @click.option("--config", "file", type=click.Path(path_type=Path), required=True, metavar="FILE")
