@@ -55,6 +55,8 @@ from australis.protocol.messages import (
     MoveRange,
     MoveReply,
     Outcome,
+    OwnedRanges,
+    OwnedRangesReply,
     Prepare,
     RangeAcquired,
     RangeMove,
@@ -106,6 +108,7 @@ _Other = (
     | Trim
     | Status
     | MoveRange
+    | OwnedRanges
 )
 _decoder: msgspec.msgpack.Decoder[_Other] = msgspec.msgpack.Decoder(_Other)
 _ToNode = Resolve | Prepare | Vote | Abandon | Decided | HeartbeatRequest | RangeMove | RangeAcquired
@@ -325,6 +328,8 @@ class AdjudicatorService:
             client.subscribe(message)
         elif isinstance(message, Trim):
             self._trim(message.sequence)
+        elif isinstance(message, OwnedRanges):
+            client.connection.send(OwnedRangesReply(message.id, node.ranges.list()))
         elif isinstance(message, MoveRange):
             refusal, effects = node.release(message.lo, message.hi, message.target, now)
             if refusal:
