@@ -660,6 +660,7 @@ extern bool au_read_key(Bytes key, Tau tau, StringInfo buf);
 
 /* rows and bytes of a storage id, as of the newest applied time */
 extern void au_read_stats(RelId relid, int64 *rows, int64 *bytes);
+extern void au_read_current_stats(RelId relid, int64 *rows, int64 *bytes);
 
 /* --------------------------------------------- ddl_capture.c, ddl_apply.c */
 

@@ -105,7 +105,7 @@ class Peer:
         watermark = self.merge.watermark
         for tau, (kind, flags, txid, body) in self.merge.take():
             if kind in (Kind.TRANSACTION, Kind.INGEST):
-                self.store.apply([(tau, body)])
+                self.store.apply([(tau, body)], b"here")
             if kind == Kind.TRANSACTION:
                 keys = wide_commit_decoder.decode(body).keys
                 for connection, ranges in self.subscribers.items():
@@ -253,8 +253,12 @@ class Replica(Handler):
         elif isinstance(message, Stats):
             # one store for all: each relation is counted where it begins
             asked = [relation for relation in message.relations if self.ranges.holds(relation_prefix(relation))]
-            stats = [(relation, *value) for relation, value in zip(asked, store.stats(asked), strict=True)]
-            connection.send(StatsReply(message.id, stats))
+
+            def count() -> None:
+                stats = [(relation, *value) for relation, value in zip(asked, store.stats(asked), strict=True)]
+                connection.send(StatsReply(message.id, stats))
+
+            peer.when(message.tau, count)
 
 
 async def main(path: Path) -> None:

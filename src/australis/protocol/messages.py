@@ -328,10 +328,11 @@ class ScanReply(Message, frozen=True, array_like=True, gc=False, tag=23):
 
 
 class Stats(Message, frozen=True, array_like=True, gc=False, tag=24):
-    """Ask for rows and bytes of storage ids."""
+    """Ask for rows and bytes of storage ids, with at least everything at or below tau."""
 
     id: int
     relations: list[Natural]
+    tau: int = 0
 
 
 class StatsReply(Message, frozen=True, array_like=True, gc=False, tag=25):
