@@ -543,6 +543,19 @@ class CatalogDone(Message, frozen=True, array_like=True, gc=False, tag=65):
     id: int
 
 
+class OwnedRanges(Message, frozen=True, array_like=True, gc=False, tag=90):
+    """From the control plane to an adjudicator that serves: which ranges does your journal give you?"""
+
+    id: int
+
+
+class OwnedRangesReply(Message, frozen=True, array_like=True, gc=False, tag=91):
+    """Ranges [lo, hi); adjacent ones may be one. A range that is on its way to somebody else is nobody's."""
+
+    id: int
+    ranges: list[tuple[bytes, bytes]]
+
+
 ClientMessage = Hello | Commit | Resolve | Ingest | Drop | Status | Subscribe | Applied | Trim
 """What the commit service accepts."""
 
@@ -600,6 +613,8 @@ AnyMessage = (
     | MoveReply
     | CatalogWait
     | CatalogDone
+    | OwnedRanges
+    | OwnedRangesReply
 )
 
 encoder = msgspec.msgpack.Encoder()

@@ -470,7 +470,7 @@ class Gateway:
             "snapshots_waiting": timeline.waiting,
             "commits": commits.commits,
             "refusals": commits.refusals,
-            "resolved": commits.resolved,
+            "resolved": commits.learned,
             "commits_open": commits.open,
             "adjudicators": len(commits.serving),
             "reads": reads.reads,
