@@ -30,7 +30,8 @@ import structlog
 
 from australis.adjudicator.node import Alarm, Append, Effect, Node, Reply, Send, Settings
 from australis.adjudicator.recovery import Recovery
-from australis.clock import Clock
+from australis.clock import Clock, open_clock
+from australis.control_plane.topology import RoleConfig, identity_of
 from australis.crossbar.feed import Framed, RecentRecords, frame_record
 from australis.errors import AustralisError, JournalError, JournalLockedError, PositionGoneError, ProtocolError
 from australis.journal.files import FilesJournal
@@ -510,7 +511,8 @@ class AdjudicatorService:
         position = Position(request.sequence, request.generation, request.hash)
 
         def answer(status: FeedStatus) -> tuple[FeedStart, Position]:
-            return FeedStart(status, generation, -1, *position, self.journal.size()[0]), position
+            at = self.journal.oldest() if status == FeedStatus.GONE else position
+            return FeedStart(status, generation, -1, *at, self.journal.size()[0]), position
 
         if position.generation > generation or position.sequence > self.journal.durable:
             return answer(FeedStatus.DIVERGED)
@@ -793,10 +795,41 @@ class _Subscriber:
             self._reader = None
 
 
-async def serve(config: AdjudicatorConfig, stop: asyncio.Event) -> None:
-    """Run one adjudicator until `stop` is set; raises what it failed of."""
-    from australis.process import announce, tune
+def configured(role: RoleConfig) -> AdjudicatorConfig:
+    """What a role's file says to an adjudicator. Raises AustralisError."""
+    nats = None
+    if role.journal.engine == "nats":
+        journal = role.journal
+        nats = NatsSettings(
+            tuple(journal.servers),
+            journal.system,
+            f"{journal.prefix}-{role.number}",
+            journal.replicas,
+            journal.max_mb << 20,
+        )
+    return AdjudicatorConfig(
+        role.number,
+        role.cluster_id,
+        role.name,
+        Address.parse(role.listen),
+        Path(role.data),
+        {
+            int(number): [Address.parse(text) for text in addresses]
+            for number, addresses in role.peers.adjudicators.items()
+        },
+        [Address.parse(text) for text in role.peers.control],
+        PartitionMap.decode(bytes.fromhex(role.map)),
+        open_clock(role.clock.source, role.clock.max_error),
+        identity_of(role),
+        nats,
+    )
 
+
+async def serve(role: RoleConfig, stop: asyncio.Event) -> None:
+    """Run one adjudicator until `stop` is set; raises what it failed of."""
+    from australis.process import announce
+
+    config = configured(role)
     service = AdjudicatorService(config)
     starting = asyncio.ensure_future(service.start())
     asked = asyncio.ensure_future(stop.wait())
@@ -805,7 +838,6 @@ async def serve(config: AdjudicatorConfig, stop: asyncio.Event) -> None:
         await asyncio.wait([starting, asked], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            tune()
             assert service.node is not None, "it has started"
             announce(
                 service="adjudicator",

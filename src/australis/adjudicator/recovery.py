@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -17,11 +17,12 @@ from australis.adjudicator.adjudicator import KNOWN_LIMIT
 from australis.errors import JournalError
 from australis.journal.record import START, Entry, Kind, Position, RecordFlag
 from australis.keyspace import KEYSPACE_END, SystemRelation, relation_prefix
-from australis.protocol.messages import RangeMove, wide_commit_decoder
+from australis.protocol.messages import Drop, RangeMove, relations_of, wide_commit_decoder
 
 KeyRange = tuple[bytes, bytes]
 DDL_RANGE = relation_prefix(SystemRelation.DDL)
 
+_drop_decoder = msgspec.msgpack.Decoder(Drop)
 _move_decoder = msgspec.msgpack.Decoder(RangeMove)
 
 
@@ -52,6 +53,8 @@ class Recovered:
     ranges: list[KeyRange]
     released: dict[int, RangeMove]
     acquired: dict[int, int]
+    unpublished: list[int] = field(default_factory=list)
+    """Storage ids with chunks whose transactions have not committed, and cannot any more."""
 
 
 class Recovery:
@@ -70,6 +73,7 @@ class Recovery:
         self._known_limit = known_limit
         self._released: dict[int, RangeMove] = {}
         self._acquired: dict[int, int] = {}
+        self._chunks: dict[bytes, set[int]] = {}
 
     def add(self, entry: Entry) -> None:
         """Take the next valid entry. JournalError if its body is not what its kind promises."""
@@ -79,6 +83,7 @@ class Recovery:
         kind = entry.kind
         try:
             if kind == Kind.TRANSACTION:
+                self._chunks.pop(entry.txid, None)
                 self._known.append((entry.txid, entry.tau))
                 if len(self._known) > self._known_limit:
                     self._known_floor = self._known.popleft()[1]
@@ -86,6 +91,12 @@ class Recovery:
                     ddl = wide_commit_decoder.decode(entry.body).ddl
                     if ddl is not None:
                         self.ddl = ddl[0]
+            elif kind == Kind.INGEST:
+                self._chunks.setdefault(entry.txid, set()).update(relations_of(entry.body))
+            elif kind == Kind.DROP:
+                dropped = _drop_decoder.decode(entry.body).relations
+                for relations in self._chunks.values():
+                    relations.difference_update(dropped)
             elif kind == Kind.RELEASE:
                 move = _move_decoder.decode(entry.body)
                 self.ranges.remove(move.lo, move.hi)
@@ -133,6 +144,7 @@ class Recovery:
             self.ranges.list(),
             dict(self._released),
             dict(self._acquired),
+            sorted({relation for relations in self._chunks.values() for relation in relations}),
         )
 
 

@@ -584,6 +584,10 @@ class NatsJournal:
         """Return a reader behind a position, for use in any one thread but the journal's own."""
         return NatsReader(self, after)
 
+    def oldest(self) -> Position:
+        """Return the position behind which the stream begins, as far as is known."""
+        return self._marks[0].position
+
     def tail(self, after: Position) -> Iterator[Entry]:
         """Yield entries behind a position up to what is durable now."""
         reader = self.reader(after)
