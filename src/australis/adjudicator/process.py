@@ -165,6 +165,7 @@ class AdjudicatorService:
         self._subscribers: list[_Subscriber] = []
         self._clients: set[_Client] = set()
         self._wake: asyncio.TimerHandle | None = None
+        self._wake_at = 0.0
         self._wake_at = 0
         self._moves: list[tuple[_Client, MoveRange]] = []  # not confirmed
         self._checkpoint = 0  # sequence of the newest record that the journal may be trimmed up to
@@ -424,10 +425,11 @@ class AdjudicatorService:
         wait = max(due - self.config.clock.now()[0], 0) / 1e9
         at = self._loop.time() + wait
         if self._wake is not None:
-            if self._wake.when() <= at and not self._wake.cancelled():
+            if self._wake_at <= at:
                 return
             self._wake.cancel()
         self._wake = self._loop.call_later(wait, self._awake)
+        self._wake_at = at  # uvloop's handle does not tell if it is due at once
 
     def _awake(self) -> None:
         self._wake = None

@@ -471,7 +471,7 @@ class Gateway:
             "snapshots_waiting": timeline.waiting,
             "commits": commits.commits,
             "refusals": commits.refusals,
-            "resolved": commits.resolved,
+            "resolved": commits.resolutions,
             "commits_open": commits.open,
             "adjudicators": len(commits.serving),
             "reads": reads.reads,
