@@ -477,7 +477,7 @@ wait_for_catalogs(void)
 
 	if (!au_enabled)
 		return;
-	au_page_snapshot(&acked, &n);
+	au_newest_snapshot(&acked, &n);
 	au_ddl_wait_applied(n);
 }
 

@@ -51,6 +51,7 @@ TOPOLOGY_VARIABLE = "AUSTRALIS_TOPOLOGY"  # content of a topology, for ourselves
 DEFAULT_DATA = "australis-data"
 SYSTEM_DATA = Path("/var/lib/australis")
 STOP_SECONDS = 60.0
+MOVE_SECONDS = 60.0
 PSQL_KEEPS = ("PGOPTIONS", "PGAPPNAME", "PGCLIENTENCODING", "PGTZ", "PGDATESTYLE", "PGCONNECT_TIMEOUT")
 NOT_RUNNING = 3  # exit status of `status`, as of init scripts
 
@@ -402,6 +403,60 @@ def restart(data: Path | None, rolling: bool, names: tuple[str, ...]) -> None:
     _running(layout)
     for answer in request(layout.run / "supervisor.sock", {"restart": list(names)}):
         click.echo(f"{answer['name']}: serves after {answer['serves_after']:.1f} s", err=True)
+
+
+@main.command(name="move")
+@data_option
+@click.option("--relation", metavar="DATABASE/RELFILENUMBER", help="All of a table or index.")
+@click.option("--lo", metavar="HEX", help="First key of the range.")
+@click.option("--hi", metavar="HEX", help="End of the range, not part of it.")
+@click.option("--to", "target", type=int, required=True, help="Number of the adjudicator that takes it.")
+def move(data: Path | None, relation: str | None, lo: str | None, hi: str | None, target: int) -> None:
+    """Move a key range to another adjudicator; commits go on meanwhile."""
+    import asyncio
+
+    from australis.control_plane import survey
+    from australis.control_plane.multiprocess import role_configs
+    from australis.keyspace import relation_id, relation_range
+
+    layout = _existing(data)
+    _running(layout)
+    try:
+        if relation is not None and lo is None and hi is None:
+            database, _, number = relation.partition("/")
+            first, end = relation_range(relation_id(int(database), int(number)))
+        elif relation is None and lo is not None and hi is not None:
+            first, end = bytes.fromhex(lo), bytes.fromhex(hi)
+        else:
+            raise click.UsageError("name a range: --relation, or --lo and --hi")
+    except (ValueError, OverflowError) as error:
+        raise click.UsageError(f"not a range of keys: {error}") from error
+    places = [config.listen for config in role_configs(layout) if config.role == "control"]
+    identity = survey.tool_identity(_cluster(layout).id, layout.roles / survey.TOOL)
+    refusal = asyncio.run(survey.move_range(places, identity, first, end, target, MOVE_SECONDS))
+    if refusal:
+        raise ClusterError(refusal)
+    click.echo("moved", err=True)
+
+
+@main.command()
+@click.argument("kind", type=click.Choice(["systemd", "compose", "helm"]))
+@click.option("--topology", type=click.Path(path_type=Path), required=True, metavar="FILE", help="What to deploy.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where files go.")
+@click.option("--host", "hosts", multiple=True, metavar="NAME=HOST", help="systemd: where a process or role runs.")
+def deploy(kind: str, topology: Path, out: Path, hosts: tuple[str, ...]) -> None:
+    """Write deployment files for a cluster on several hosts (docs/topology.md)."""
+    from australis.control_plane.deploy import generate
+    from australis.control_plane.topology import load_topology
+
+    chosen = dict(text.partition("=")[::2] for text in hosts)
+    if not all(chosen.values()) or (hosts and kind != "systemd"):
+        raise click.UsageError("--host NAME=HOST is for systemd; containers have their own names")
+    try:
+        files = generate(kind, load_topology(topology), out, chosen)
+    except OSError as error:
+        raise ClusterError(f"{error.filename or out}: {(error.strerror or str(error)).lower()}") from error
+    click.echo(f"{len(files)} files in {out / kind}; they hold passwords and keys", err=True)
 
 
 @main.command(name="run")

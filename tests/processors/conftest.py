@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import psycopg
 import pytest
 
+from tests.fixtures.plane import PlaneCluster, plane, topology_of
 from tests.fixtures.postgres import ProgramsMissing
 from tests.fixtures.servers import AustralisCluster, CannotStart, Server, temporary_directory
 
@@ -42,8 +43,27 @@ class Processors:
         return services
 
 
+class OfHosts(Processors):
+    """Each behind a gateway of its own, as on hosts of their own."""
+
+    def __init__(self, cluster: PlaneCluster) -> None:
+        self.plane = cluster
+        self.router = cluster.server(0)
+
+    def ports(self) -> list[int]:
+        return self.plane.ports
+
+    def services(self) -> dict[str, dict[str, int]]:
+        pytest.skip("the services of a cluster of many processes are others")
+
+
 @pytest.fixture(scope="module")
 def processors() -> Iterator[Processors]:
+    topology = os.environ.get("AUSTRALIS_TEST_TOPOLOGY")
+    if topology:
+        with plane(**{**topology_of(topology), "gateways": COUNT}) as many:
+            yield OfHosts(many)
+        return
     with temporary_directory("processors") as directory:
         cluster = AustralisCluster(directory, settings={"query_processors": COUNT})
         try:

@@ -7,6 +7,7 @@ and so does a checkpoint (a record of H with a body), so that a journal may be t
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -147,6 +148,9 @@ class Recovery:
         )
 
 
+_ABOVE_ALL = KEYSPACE_END + b"\xff"
+
+
 class RangeSet:
     """Disjoint key ranges, in order; adjacent ones are one."""
 
@@ -161,11 +165,13 @@ class RangeSet:
 
     def holds(self, key: bytes) -> bool:
         """Is this key in a range?"""
-        return any(lo <= key < hi for lo, hi in self._ranges)
+        at = bisect_right(self._ranges, (key, _ABOVE_ALL)) - 1
+        return at >= 0 and key < self._ranges[at][1]
 
     def covers(self, lo: bytes, hi: bytes) -> bool:
         """Is all of [lo, hi) in one range (adjacent ones being one)?"""
-        return lo >= hi or any(start <= lo and hi <= end for start, end in self._ranges)
+        at = bisect_right(self._ranges, (lo, _ABOVE_ALL)) - 1
+        return lo >= hi or (at >= 0 and hi <= self._ranges[at][1])
 
     def add(self, lo: bytes, hi: bytes) -> None:
         """Add [lo, hi)."""

@@ -8,17 +8,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from australis.control_plane.topology import RoleConfig
 from australis.errors import AustralisError
 from australis.keyspace import RELATION_BYTES
+from australis.partition_map import PartitionMap, Range
 from australis.protocol.messages import (
     Error,
     Get,
+    GetMap,
     GetReply,
+    MapReply,
+    MoveRange,
+    MoveReply,
     ReadStatus,
     ShardSubscribe,
     Status,
@@ -130,6 +135,64 @@ async def statuses(places: Mapping[str, str], identity: Identity, seconds: float
 
     answers = await asyncio.gather(*(one(place) for place in places.values()))
     return dict(zip(places, answers, strict=True))
+
+
+async def overview(
+    places: Mapping[str, str], configs: Sequence[RoleConfig], identity: Identity, seconds: float = ASK_SECONDS
+) -> tuple[dict[str, Answer], dict[str, Any]]:
+    """Status of all, and the newest map: of the control plane, or the first one if that does not answer."""
+    answers, newest = await asyncio.gather(statuses(places, identity, seconds), _newest_map(configs, identity, seconds))
+    return answers, describe(newest) if newest is not None else {}
+
+
+async def _newest_map(configs: Sequence[RoleConfig], identity: Identity, seconds: float) -> PartitionMap | None:
+    for config in configs:
+        if config.role == "control":
+            try:
+                async with asyncio.timeout(seconds), Asker.open(Address.parse(config.listen), identity) as asker:
+                    reply = await asker.ask(GetMap(0))
+                    if isinstance(reply, MapReply):
+                        return PartitionMap.decode(reply.map)
+            except (OSError, AustralisError, TimeoutError):
+                pass  # it is named among those that do not answer
+            return config.partition_map
+    return None
+
+
+def describe(newest: PartitionMap) -> dict[str, Any]:
+    """Owners and their ranges, keys in hexadecimal."""
+
+    def ranges(items: Sequence[Range]) -> dict[str, list[tuple[str, str]]]:
+        found: dict[str, list[tuple[str, str]]] = {}
+        for item in items:
+            found.setdefault(str(item.owner), []).append((item.lo.hex(), item.hi.hex()))
+        return dict(sorted(found.items(), key=lambda one: int(one[0])))
+
+    return {
+        "version": newest.version,
+        "adjudicators": {str(number): [] for number in newest.adjudicators} | ranges(newest.keys),
+        "shards": {str(shard.id): [] for shard in newest.shards} | ranges(newest.placement),
+        "replicas": {str(shard.id): list(shard.replicas) for shard in newest.shards},
+    }
+
+
+async def move_range(
+    places: Sequence[str], identity: Identity, lo: bytes, hi: bytes, target: int, seconds: float
+) -> str:
+    """Ask the control plane at the first place that answers to move a range; why it was not ('': it was)."""
+    cause = "no control plane"
+    for place in places:
+        try:
+            async with asyncio.timeout(seconds), Asker.open(Address.parse(place), identity) as asker:
+                reply = await asker.ask(MoveRange(1, lo, hi, target))
+                if isinstance(reply, MoveReply):
+                    return reply.error
+                cause = f"the control plane answered {type(reply).__name__}"
+        except TimeoutError:
+            return f"the control plane did not answer within {seconds:.0f} s: see australis status"
+        except (OSError, AustralisError) as error:
+            cause = str(error)
+    return cause
 
 
 def places_of(config: RoleConfig) -> dict[str, str]:
