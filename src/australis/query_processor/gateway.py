@@ -1020,4 +1020,3 @@ async def _start_processors(
             f"no crossbar and storage tell this gateway of the cluster's state within {LIVE_SECONDS:.0f} s"
         ) from None
     await processors.start(stack)
-
