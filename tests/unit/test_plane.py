@@ -87,6 +87,11 @@ def of(effects: list[Effect], kind: type[Any]) -> list[Any]:
     return [effect for effect in effects if isinstance(effect, kind)]
 
 
+def only(effects: list[Effect]) -> Any:
+    (effect,) = effects
+    return effect
+
+
 def sent(effects: list[Effect], kind: type[Any]) -> list[tuple[int, Any]]:
     return [(effect.to, effect.message) for effect in of(effects, Send) if isinstance(effect.message, kind)]
 
@@ -132,7 +137,7 @@ def test_a_snapshot_that_takes_too_long_is_refused() -> None:
     timeline.begin(10, 0, (10, 10))
     timeline.ask("a", 1, (100, 100), 1.0)
     assert timeline.wake(1.0 + PATIENCE - 0.1) == []
-    (answer,) = timeline.wake(1.0 + PATIENCE)
+    answer = only(timeline.wake(1.0 + PATIENCE))
     assert isinstance(answer, Answer) and isinstance(answer.message, Error) and answer.message.sqlstate == "57P03"
     assert timeline.waiting == 0
 
@@ -201,7 +206,7 @@ def test_a_commit_waits_for_its_leader_and_is_given_up_with_certainty() -> None:
     assert told.client == "c" and told.message.sqlstate == "57P03"
     assert of(effects, Decision)[0].budget == 5
     assert commits.up(1, 1) == [], "it is not submitted afterwards"
-    (answer,) = commits.resolve("c", Resolve(other.txid, 50), 2.0)
+    answer = only(commits.resolve("c", Resolve(other.txid, 50), 2.0))
     assert answer == Answer("c", ResolveReply(other.txid, Outcome.KILLED, 0))
     commits.gone("c")
 
@@ -213,7 +218,7 @@ def test_a_cancel_before_submission_kills() -> None:
     effects = commits.resolve("c", Resolve(request.txid, 50), 0.0)
     assert of(effects, Answer) == [Answer("c", ResolveReply(request.txid, Outcome.KILLED, 0))]
     assert commits.up(0, 1) == []
-    (again,) = commits.commit("c", request, 0, 0.0)
+    again = only(commits.commit("c", request, 0, 0.0))
     assert isinstance(again, Decision) and again.reply.outcome == Outcome.REFUSED
 
 
@@ -227,9 +232,9 @@ def test_after_a_lost_connection_the_fate_is_asked_for_and_never_guessed() -> No
     assert [(to, message.txid, message.generation) for to, message in asked] == [
         (0, request.txid, 3) for request in (first, second, third)
     ]
-    (yes,) = commits.resolved(0, ResolveReply(first.txid, Outcome.COMMITTED, 60), 1.0)
+    yes = only(commits.resolved(0, ResolveReply(first.txid, Outcome.COMMITTED, 60), 1.0))
     assert yes.reply == CommitReply(first.txid, Outcome.COMMITTED, 60, "")
-    (no,) = commits.resolved(0, ResolveReply(second.txid, Outcome.KILLED, 0), 1.0)
+    no = only(commits.resolved(0, ResolveReply(second.txid, Outcome.KILLED, 0), 1.0))
     assert no.reply.outcome == Outcome.REFUSED
     assert commits.resolved(0, ResolveReply(third.txid, Outcome.PENDING, 0), 1.0) == []
     assert commits.wake(1.01) == []
@@ -281,14 +286,14 @@ def test_an_old_map_costs_one_more_try() -> None:
     assert commits.reply(1, stale, 0.0) == []
     ((to, message),) = sent(commits.new_map(partition(2, (0, 0))), WideCommit)
     assert (to, message.generation) == (0, 3)
-    (done,) = commits.reply(0, CommitReply(request.txid, Outcome.COMMITTED, 60, ""), 0.0)
+    done = only(commits.reply(0, CommitReply(request.txid, Outcome.COMMITTED, 60, ""), 0.0))
     assert done.reply.outcome == Outcome.COMMITTED
 
     late = commit([HIGH], txid=2)
     commits.commit("c", late, 0, 0.0)
     commits.reply(0, CommitReply(late.txid, Outcome.REFUSED, 0, f"{STALE_DETAIL}: ..."), 0.0)
     assert commits.wake(STALE_SECONDS - 0.1) == []
-    (refused,) = commits.wake(STALE_SECONDS)
+    refused = only(commits.wake(STALE_SECONDS))
     assert refused.reply.outcome == Outcome.REFUSED
 
 
@@ -297,7 +302,8 @@ def test_too_many_commits_are_refused_before_submission() -> None:
     commits.commit("c", commit([LOW]), 0, 0.0)
     effects = commits.commit("c", commit([LOW], txid=2), 3, 0.0)
     assert not of(effects, Send)
-    assert effects[0].reply.outcome == Outcome.REFUSED and effects[0].budget == 3  # type: ignore[union-attr]
+    refused = only(effects)
+    assert refused.reply.outcome == Outcome.REFUSED and refused.budget == 3
 
 
 def chunk(txid: int, seq: int) -> Ingest:
@@ -326,7 +332,7 @@ def test_chunks_of_a_commit_are_no_garbage_and_those_on_a_lost_connection_are_re
     commits.reply(0, CommitReply(request.txid, Outcome.COMMITTED, 70, ""), 0.0)
     assert commits.gone("c") == []
     commits.ingest("d", chunk(2, 1), {7}, 4, 0.0)
-    (refused,) = commits.down(0)
+    refused = only(commits.down(0))
     assert isinstance(refused, Loaded) and refused.reply.outcome == Outcome.REFUSED and refused.budget == 4
 
 
@@ -353,9 +359,9 @@ MISSING = struct.pack("<IIq", 0, 0xFFFFFFFF, 0)
 
 def test_a_read_of_one_shard_is_passed_on() -> None:
     reads = reading()
-    (ask,) = reads.ask("c", Get(4, 60, [LOW]), 0.0)
+    ask = only(reads.ask("c", Get(4, 60, [LOW]), 0.0))
     assert isinstance(ask, Ask) and ask.replica in ("s0-0", "s0-1")
-    (answer,) = reads.reply(ask.replica, GetReply(ask.message.id, ReadStatus.OK, entry(LOW)), 0.1)  # type: ignore[attr-defined]
+    answer = only(reads.reply(ask.replica, GetReply(ask.message.id, ReadStatus.OK, entry(LOW)), 0.1))
     assert answer == Answer("c", GetReply(4, ReadStatus.OK, entry(LOW)))
     assert reads.open == 0
 
@@ -368,7 +374,7 @@ def test_keys_of_several_shards_come_back_in_their_order() -> None:
     low = GetReply(asks["s0"].message.id, ReadStatus.OK, entry(LOW) + MISSING)
     high = GetReply(asks["s1"].message.id, ReadStatus.OK, entry(HIGH) + entry(HIGH + b"2", b"longer than eight"))
     assert reads.reply(asks["s0"].replica, low, 0.1) == []
-    (answer,) = reads.reply(asks["s1"].replica, high, 0.1)
+    answer = only(reads.reply(asks["s1"].replica, high, 0.1))
     batch = entry(HIGH) + entry(LOW) + entry(HIGH + b"2", b"longer than eight") + MISSING
     assert answer == Answer("c", GetReply(4, ReadStatus.OK, batch))
 
@@ -381,14 +387,14 @@ def test_a_scan_goes_from_shard_to_shard_in_key_order(backward: bool) -> None:
     (ask,) = of(reads.ask("c", scan, 0.0), Ask)
     assert ask.replica.startswith(first)
     assert (ask.message.lo, ask.message.hi) == ((SPLIT, HIGH) if backward else (LOW, SPLIT))
-    (ask,) = reads.reply(ask.replica, ScanReply(ask.message.id, ReadStatus.OK, False, b""), 0.1)
+    ask = only(reads.reply(ask.replica, ScanReply(ask.message.id, ReadStatus.OK, False, b""), 0.1))
     assert isinstance(ask, Ask) and ask.replica.startswith(second)
     row = entry(LOW)
-    (answer,) = reads.reply(ask.replica, ScanReply(ask.message.id, ReadStatus.OK, False, row), 0.1)  # type: ignore[attr-defined]
+    answer = only(reads.reply(ask.replica, ScanReply(ask.message.id, ReadStatus.OK, False, row), 0.1))
     assert answer == Answer("c", ScanReply(4, ReadStatus.OK, False, row))
     # rows of the first shard: the range goes on behind them
     (ask,) = of(reads.ask("c", scan, 0.0), Ask)
-    (answer,) = reads.reply(ask.replica, ScanReply(ask.message.id, ReadStatus.OK, False, row), 0.1)
+    answer = only(reads.reply(ask.replica, ScanReply(ask.message.id, ReadStatus.OK, False, row), 0.1))
     assert answer == Answer("c", ScanReply(4, ReadStatus.OK, True, row))
 
 
@@ -397,7 +403,7 @@ def test_statistics_are_added_up() -> None:
     asks = of(reads.ask("c", Stats(4, [7, 8]), 0.0), Ask)
     assert len(asks) == 2
     reads.reply(asks[0].replica, StatsReply(asks[0].message.id, [(7, 1, 10), (8, 0, 0)]), 0.0)
-    (answer,) = reads.reply(asks[1].replica, StatsReply(asks[1].message.id, [(7, 2, 20)]), 0.0)
+    answer = only(reads.reply(asks[1].replica, StatsReply(asks[1].message.id, [(7, 2, 20)]), 0.0))
     assert answer == Answer("c", StatsReply(4, [(7, 3, 30), (8, 0, 0)]))
 
 
@@ -407,7 +413,7 @@ def test_a_slow_replica_costs_one_hedge_and_is_avoided_then() -> None:
     assert reads.wake(FIRST_HEDGE - 0.01) == []
     (hedge,) = of(reads.wake(FIRST_HEDGE), Ask)
     assert hedge.replica != ask.replica
-    (answer,) = reads.reply(hedge.replica, GetReply(hedge.message.id, ReadStatus.OK, b"x"), 0.06)
+    answer = only(reads.reply(hedge.replica, GetReply(hedge.message.id, ReadStatus.OK, b"x"), 0.06))
     assert isinstance(answer, Answer)
     assert reads.reply(ask.replica, GetReply(ask.message.id, ReadStatus.OK, b"x"), 0.07) == [], "one answer only"
     for number in range(20):
@@ -440,7 +446,7 @@ def test_what_no_replica_can_answer_is_refused_once_all_were_asked(status: ReadS
     (ask,) = of(reads.ask("c", Get(4, 60, [LOW]), 0.0), Ask)
     (again,) = of(reads.reply(ask.replica, GetReply(ask.message.id, status, b""), 0.01), Ask)
     assert again.replica != ask.replica
-    (answer,) = reads.reply(again.replica, GetReply(again.message.id, status, b""), 0.02)
+    answer = only(reads.reply(again.replica, GetReply(again.message.id, status, b""), 0.02))
     assert answer == Answer("c", GetReply(4, status, b""))
 
 
@@ -455,7 +461,7 @@ def test_an_old_map_costs_a_retry_and_not_held_never_leaves_the_gateway() -> Non
     reads.new_map(PartitionMap(2, [0, 1], moved.keys, moved.shards, shards))
     (ask,) = of(reads.wake(RETRY_SECONDS), Ask)
     assert ask.replica.startswith("s1")
-    (answer,) = reads.reply(ask.replica, GetReply(ask.message.id, ReadStatus.OK, b"x"), 0.1)
+    answer = only(reads.reply(ask.replica, GetReply(ask.message.id, ReadStatus.OK, b"x"), 0.1))
     assert isinstance(answer, Answer)
 
 
