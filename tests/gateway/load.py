@@ -46,6 +46,9 @@ class Bank:
             connection.execute("CREATE TABLE ledger (id bigint PRIMARY KEY)")
 
     def __enter__(self) -> Bank:
+        self._stop.clear()
+        self._threads.clear()
+        self.commits.clear()
         for server in self.servers:
             for _ in range(self.clients):
                 self.commits.append(0)

@@ -359,8 +359,8 @@ MISSING = struct.pack("<IIq", 0, 0xFFFFFFFF, 0)
 
 def test_a_read_of_one_shard_is_passed_on() -> None:
     reads = reading()
-    ask = only(reads.ask("c", Get(4, 60, [LOW]), 0.0))
-    assert isinstance(ask, Ask) and ask.replica in ("s0-0", "s0-1")
+    (ask,) = of(reads.ask("c", Get(4, 60, [LOW]), 0.0), Ask)
+    assert ask.replica in ("s0-0", "s0-1")
     answer = only(reads.reply(ask.replica, GetReply(ask.message.id, ReadStatus.OK, entry(LOW)), 0.1))
     assert answer == Answer("c", GetReply(4, ReadStatus.OK, entry(LOW)))
     assert reads.open == 0
@@ -387,8 +387,8 @@ def test_a_scan_goes_from_shard_to_shard_in_key_order(backward: bool) -> None:
     (ask,) = of(reads.ask("c", scan, 0.0), Ask)
     assert ask.replica.startswith(first)
     assert (ask.message.lo, ask.message.hi) == ((SPLIT, HIGH) if backward else (LOW, SPLIT))
-    ask = only(reads.reply(ask.replica, ScanReply(ask.message.id, ReadStatus.OK, False, b""), 0.1))
-    assert isinstance(ask, Ask) and ask.replica.startswith(second)
+    (ask,) = of(reads.reply(ask.replica, ScanReply(ask.message.id, ReadStatus.OK, False, b""), 0.1), Ask)
+    assert ask.replica.startswith(second)
     row = entry(LOW)
     answer = only(reads.reply(ask.replica, ScanReply(ask.message.id, ReadStatus.OK, False, row), 0.1))
     assert answer == Answer("c", ScanReply(4, ReadStatus.OK, False, row))
