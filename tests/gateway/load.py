@@ -1,6 +1,6 @@
 """A bank over several gateways: money moves between tables of different adjudicators, every transfer is written down.
 
-What must hold at the end: no money came or went; a transfer that was acknowledged is there, one that was refused is not.
+What must hold at the end: no money came or went; what was acknowledged is there, what was refused is not.
 """
 
 from __future__ import annotations
