@@ -51,6 +51,7 @@ READY_SECONDS = 90.0
 """Reading a long journal takes time."""
 
 STOP_SECONDS = 30.0
+PORT_ATTEMPTS = 5
 CAUGHT_UP_SECONDS = 60.0
 LONGEST_PATH = "/gateway-63/.s.PGSQL.65535"
 REQUEST_BYTES = 64 << 10
@@ -220,7 +221,10 @@ class ProcessCluster:
             configs = [config for config in self.configs.values() if config.role == role]
             if configs:
                 with self.phases.measure(role):
-                    await self._start_group(stack, role, configs)
+                    if role == "router":
+                        await self._start_routers(stack, configs)
+                    else:
+                        await self._start_group(stack, role, configs)
         await self._take_requests(stack)
         routers = [config for config in self.configs.values() if config.role == "router"]
         self._state.host, self._state.port = _reachable(routers[0].hosts[0]), routers[0].port
@@ -300,6 +304,31 @@ class ProcessCluster:
         for service in group:
             self._task(stack, service.watch(), f"watch {service.name}")
 
+    async def _start_routers(self, stack: contextlib.AsyncExitStack, configs: list[RoleConfig]) -> None:
+        """Start them; on other ports than chosen before if those are taken by now and nobody asked for them."""
+        for attempt in range(PORT_ATTEMPTS):
+            if self._wanted_port is None:
+                port = self._choose_port()
+                configs = [msgspec.structs.replace(one, port=port + one.number) for one in configs]
+                for config in configs:
+                    self.configs[config.name] = config
+                    self._write_config(config)
+            try:
+                async with contextlib.AsyncExitStack() as group:
+                    await self._start_group(group, "router", configs)
+                    stack.push_async_exit(group.pop_all())
+            except ClusterError as error:
+                taken = "in use by another program" in str(error)
+                if not taken or self._wanted_port is not None or attempt == PORT_ATTEMPTS - 1:
+                    raise
+                self.services = [service for service in self.services if service not in self._groups["router"]]
+                self._groups["router"] = []
+            else:
+                first = configs[0].port
+                if self._wanted_port is None and first != FIRST_PORT:
+                    self._notice(f"port {FIRST_PORT} is in use by another program; using {first}")
+                return
+
     def _service(self, config: RoleConfig) -> Service:
         name = config.name
 
@@ -364,8 +393,6 @@ class ProcessCluster:
             return self._wanted_port
         for first in range(FIRST_PORT, FIRST_PORT + PORTS_TRIED):
             if all(_port_free(hosts, port) for port in range(first, first + count)):
-                if first != FIRST_PORT:
-                    self._notice(f"port {FIRST_PORT} is in use by another program; using {first}")
                 return first
         raise ClusterError(f"no free ports from {FIRST_PORT} to {FIRST_PORT + PORTS_TRIED - 1}; name one with --port")
 

@@ -24,6 +24,7 @@ from australis.protocol.messages import PROTOCOL_VERSION, Hello, Status, StatusR
 TIMEOUT = 1.0
 MAX_REPLY = 1 << 20
 RANGES_SHOWN = 2
+LONGEST_VALUE = 60
 
 
 def collect(layout: Layout, cluster: Cluster, *, running: bool) -> dict[str, Any]:
@@ -194,4 +195,5 @@ def _map_rows(newest: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "..."
