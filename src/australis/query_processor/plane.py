@@ -543,7 +543,7 @@ class Commits:
     def resolved(self, number: int, reply: ResolveReply, at: float) -> list[Effect]:
         """An adjudicator says what became of a transaction."""
         txid, outcome = reply.txid, reply.outcome
-        self.resolved_count(outcome)
+        self.learned += outcome != Outcome.PENDING
         item = self._open.get(txid)
         if item is not None and item.leader == number and item.generation:
             if outcome == Outcome.COMMITTED:
@@ -570,10 +570,6 @@ class Commits:
                 if outcome == Outcome.KILLED:
                     self._remember(txid, (-1, 0))
         return self._take()
-
-    def resolved_count(self, outcome: int) -> None:
-        """Count for status."""
-        self.learned += outcome != Outcome.PENDING
 
     # ------------------------------------------------------------------------------------------------ bulk loads
 
