@@ -27,7 +27,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import msgspec
 import structlog
@@ -148,6 +148,12 @@ _peer_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
 _control_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(MapReply | Error | StatusReply)
 
 
+class _Asker(Protocol):
+    """Whoever is answered: a connection of a backend, or ourselves."""
+
+    def answer(self, message: msgspec.Struct) -> None: ...
+
+
 class Gateway:
     """The services of one host, without PostgreSQL itself."""
 
@@ -218,8 +224,8 @@ class Gateway:
             ("storage.sock", "storage", lambda: _ReadClient(self)),
         ):
             local = Identity(self.cluster, role, config.name, lambda: self.generation)
-            address = Address(path=str(self.run / name))
-            self._servers.append(await listen(address, local, accept, large=_arriving))
+            place = Address(path=str(self.run / name))
+            self._servers.append(await listen(place, local, accept, large=_arriving))
         self.background(self._tick(), "gateway timers")
         self.background(self._report_oldest(), "gateway oldest snapshot")
 
@@ -305,31 +311,31 @@ class Gateway:
     def carry_out(self, effects: Iterable[Effect]) -> None:
         """Do what was decided, in order."""
         for effect in effects:
-            kind = type(effect)
-            if kind is Answer:
+            if isinstance(effect, Answer):
                 self.answer(effect.client, effect.message, effect.tau)
-            elif kind is Ask:
+            elif isinstance(effect, Ask):
                 link = self._replicas.get(effect.replica)
                 if link is not None:
                     link.send(effect.message)
-            elif kind is Send:
+            elif isinstance(effect, Send):
                 self._adjudicators[effect.to].send(effect.message)
-            elif kind is Want:
+            elif isinstance(effect, Want):
                 self._crossbar.want(effect.tau)
-            elif kind is Publish:
+            elif isinstance(effect, Publish):
                 self._publish(effect.tau, effect.ddl)
-            elif kind is Decision:
+            elif isinstance(effect, Decision):
                 self._decided(effect)
-            elif kind is Loaded:
+            elif isinstance(effect, Loaded):
                 self.give_back(effect.budget)
                 if effect.client is not None:
                     reply = effect.reply
                     told = Answer(effect.client, reply, reply.tau)
                     self.carry_out(self.timeline.when(reply.tau, told) if reply.tau else [told])
-            elif kind is TellPeer:
+            elif isinstance(effect, TellPeer):
                 if not self._peers[effect.peer].send(effect.message):
                     self.carry_out(self.barrier.down(effect.peer))
             else:
+                assert isinstance(effect.client, Connection), "another gateway asks over one"
                 self._locals.append((effect.client, effect.id, effect.n, self.at))
                 if len(self._locals) == 1:
                     self._look_at_processors()
@@ -343,7 +349,7 @@ class Gateway:
             heapq.heappush(self._held, (tau, next(self._numbers), client, message))
             self._schedule_held()
             return
-        client.answer(message)  # type: ignore[attr-defined]
+        cast(_Asker, client).answer(message)
 
     def _schedule_held(self) -> None:
         if self._held_timer is None and self._held:
@@ -355,7 +361,7 @@ class Gateway:
         earliest = self.clock.now()[0]
         while self._held and self._held[0][0] <= earliest:
             _, _, client, message = heapq.heappop(self._held)
-            client.answer(message)  # type: ignore[attr-defined]
+            cast(_Asker, client).answer(message)
         self._schedule_held()
 
     def _schedule_reads(self) -> None:
@@ -648,7 +654,6 @@ class _Subscription(_Handler):
 
     def received(self, connection: Connection, body: bytes) -> None:
         message = _crossbar_decoder.decode(body)
-        gateway = self.gateway
         if isinstance(message, ShardStart):
             if message.status != FeedStatus.OK:
                 connection.fail("55000", f"crossbar refuses the subscription: status {message.status}")
@@ -662,7 +667,6 @@ class _Subscription(_Handler):
                 self._take(message)
         elif isinstance(message, Error):
             log.warning("gateway.crossbar_complains", error=message.message)
-        del gateway
 
     def _take(self, message: ShardRecord | Watermark) -> None:
         gateway = self.gateway
@@ -1003,20 +1007,21 @@ async def serve(config: RoleConfig, stop: asyncio.Event) -> None:
         processors = Processors(config, gateway)
         await asyncio.to_thread(processors.end_leftovers)
         _prepare_run(Path(config.run))
-        stopped = asyncio.ensure_future(stop.wait())
+        stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
         stack.callback(stopped.cancel)
         await gateway.start()
         stack.push_async_callback(gateway.close)
         preparing = asyncio.ensure_future(asyncio.to_thread(processors.prepare))
-        starting = asyncio.ensure_future(_start_processors(stack, gateway, processors, preparing))
-        await asyncio.wait({starting, stopped, gateway.failed}, return_when=asyncio.FIRST_COMPLETED)
+        starting: asyncio.Future[Any] = asyncio.ensure_future(_start_processors(stack, gateway, processors, preparing))
+        failed: asyncio.Future[Any] = gateway.failed
+        await asyncio.wait({starting, stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await starting
         if not stop.is_set() and not gateway.failed.done():
             announce(service="gateway", name=config.name, port=processors.ports[0], generation=gateway.generation)
-            await asyncio.wait({stopped, gateway.failed}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
         if gateway.failed.done():
             raise gateway.failed.result()
 
