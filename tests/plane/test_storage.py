@@ -187,3 +187,46 @@ def test_everything_restarts_in_any_order(tmp_path: Path, keep_positions: bool) 
         await plane.stop()
 
     run(body)
+
+
+def test_connections_that_break_cost_nothing(tmp_path: Path) -> None:
+    async def body() -> None:
+        plane = Plane(tmp_path)
+        await plane.start()
+        for turn in range(40):
+            for _ in range(5):
+                await plane.commit(plane.some_keys())
+            for server in (plane.adjudicators[turn % 2]._server, plane.crossbar._server):
+                assert server is not None
+                for connection in list(server.connections):
+                    if connection.peer is not None and connection.peer.role != "gateway":
+                        connection.transport.abort()
+            await plane.check(time.time_ns())
+        assert not plane.crossbar.failed.done()
+        await plane.stop()
+
+    run(body)
+
+
+def test_a_crossbar_that_falls_behind_reads_on_where_it_was(tmp_path: Path) -> None:
+    """From the journal, once the adjudicator's memory no longer holds what is next; nothing is sent twice."""
+
+    async def body() -> None:
+        plane = Plane(tmp_path, adjudicators=1, shards=1)
+        await plane.start()
+        for _ in range(3):
+            await plane.commit([key(0, 1)])
+        await plane.check(time.time_ns())
+        tail = plane.crossbar.tails[0]
+        for _ in range(2):
+            tail.pause()
+            big = write([key(1, 1)], values=[bytes(1 << 20)])
+            for n in range(24):
+                assert (await plane.asker.commit(0, write([key(1, n)], values=[bytes(1 << 20)]))).outcome == 0, big
+                await plane.commit([key(0, 1)])
+            tail.resume()
+            await plane.check(time.time_ns())
+        assert not plane.crossbar.failed.done()
+        await plane.stop()
+
+    run(body)

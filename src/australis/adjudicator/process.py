@@ -166,7 +166,6 @@ class AdjudicatorService:
         self._clients: set[_Client] = set()
         self._wake: asyncio.TimerHandle | None = None
         self._wake_at = 0.0
-        self._wake_at = 0
         self._moves: list[tuple[_Client, MoveRange]] = []  # not confirmed
         self._checkpoint = 0  # sequence of the newest record that the journal may be trimmed up to
         self._checkpointing = False
@@ -428,8 +427,8 @@ class AdjudicatorService:
             if self._wake_at <= at:
                 return
             self._wake.cancel()
+        self._wake_at = at
         self._wake = self._loop.call_later(wait, self._awake)
-        self._wake_at = at  # uvloop's handle does not tell if it is due at once
 
     def _awake(self) -> None:
         self._wake = None
@@ -737,8 +736,12 @@ class _Subscriber:
         else:
             self.pump()
 
-    def _send(self, records: list[Framed]) -> None:
-        self._last = records[-1].sequence
+    def _send(self, records: list[Framed], *, read: bool = False) -> None:
+        """Send the records behind `_after`, which were read from the journal or come from memory."""
+        self._last, self._after = records[-1].sequence, records[-1].position
+        if not read and self._reader is not None:
+            self._reader.close()  # it is behind now; the next one begins at `_after`
+            self._reader = None
         transport = self._client.connection.transport
         if not transport.is_closing():
             transport.writelines([buffer for record in records for buffer in record.buffers])
@@ -781,7 +784,7 @@ class _Subscriber:
             return
         records = future.result()
         if records:
-            self._send(records)
+            self._send(records, read=True)
         elif not self._service._recent.covers(self._last):
             # the rest of the range up to the buffer held no entry (parts, skipped records)
             self._last = self._service._recent.base

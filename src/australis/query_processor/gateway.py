@@ -16,7 +16,6 @@ that was killed are ended before the next one begins.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import fcntl
@@ -24,8 +23,6 @@ import heapq
 import itertools
 import os
 import secrets
-import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -39,14 +36,14 @@ from australis.clock import Clock, open_clock
 from australis.control_plane.layout import ClusterError
 from australis.control_plane.processes import Child, end_leftovers
 from australis.control_plane.supervisor import Service
-from australis.control_plane.topology import RoleConfig, identity_of, load_role
+from australis.control_plane.topology import RoleConfig, identity_of
 from australis.errors import AustralisError, ProtocolError
 from australis.files import write_atomically
 from australis.journal.record import Kind
 from australis.keyspace import SystemRelation, relation_range
 from australis.page import PROCESSORS, SharedPage, Word, process_lives
 from australis.partition_map import PartitionMap
-from australis.process import announce, die_with_parent, run, tune
+from australis.process import announce
 from australis.protocol.messages import (
     CatalogDone,
     CatalogWait,
@@ -218,8 +215,8 @@ class Gateway:
             local = Identity(self.cluster, role, config.name, lambda: self.generation)
             address = Address(path=str(self.run / name))
             self._servers.append(await listen(address, local, accept, large=_arriving))
-        self._background(self._tick(), "gateway timers")
-        self._background(self._report_oldest(), "gateway oldest snapshot")
+        self.background(self._tick(), "gateway timers")
+        self.background(self._report_oldest(), "gateway oldest snapshot")
 
     def _link(self, addresses: list[str], identity: Identity, handler: Any, *, serving: bool = False) -> Link:
         wanted: Callable[[Any], bool] = (lambda peer: peer.generation != 0) if serving else (lambda peer: True)
@@ -228,7 +225,8 @@ class Gateway:
         link.start()
         return link
 
-    def _background(self, body: Coroutine[Any, Any, None], name: str) -> None:
+    def background(self, body: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run beside everything else until the end; an error ends the gateway."""
         task = asyncio.create_task(body, name=name)
         self._tasks.append(task)
 
@@ -238,6 +236,7 @@ class Gateway:
                 self.failed.set_result(AustralisError(f"{name}: {error!r}"))
 
         task.add_done_callback(ended)
+        return task
 
     async def close(self) -> None:
         """Stop."""
@@ -471,7 +470,7 @@ class Gateway:
             "snapshots_waiting": timeline.waiting,
             "commits": commits.commits,
             "refusals": commits.refusals,
-            "resolved": commits.resolutions,
+            "resolved": commits.learned,
             "commits_open": commits.open,
             "adjudicators": len(commits.serving),
             "reads": reads.reads,
@@ -918,7 +917,12 @@ class Processors:
         service = Service(name, launch, ready, stop_signal=processor.stop_signal, stop_timeout=30.0)
         self.services.append(service)
 
+        watching: list[asyncio.Task[None]] = []
+
         async def end() -> None:
+            for task in watching:
+                task.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
             if await service.stop() == 0:
                 await asyncio.to_thread(processor.mark_clean)
             else:
@@ -932,7 +936,7 @@ class Processors:
                 raise
             log.error("query_processor.rebuilt", cause=str(error))
             await service.start(REBUILD_AFTER)
-        self._gateway._background(service.watch(), f"watch {name}")
+        watching.append(self._gateway.background(service.watch(), f"watch {name}"))
 
 
 def _password(config: RoleConfig) -> str:
@@ -998,7 +1002,6 @@ async def serve(config: RoleConfig, stop: asyncio.Event) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await starting
         if not stop.is_set() and not gateway.failed.done():
-            tune()
             announce(service="gateway", name=config.name, port=processors.ports[0], generation=gateway.generation)
             await asyncio.wait({stopped, gateway.failed}, return_when=asyncio.FIRST_COMPLETED)
         if gateway.failed.done():
@@ -1018,25 +1021,3 @@ async def _start_processors(
         ) from None
     await processors.start(stack)
 
-
-def main() -> int:
-    """`python -m australis.query_processor.gateway --config FILE`."""
-    parser = argparse.ArgumentParser(prog="australis.query_processor.gateway", description="Gateway and PostgreSQL.")
-    parser.add_argument("--config", type=Path, required=True, help="the role's file")
-    parser.add_argument("--parent", type=int, help="end when this process, our parent, ends")
-    options = parser.parse_args()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    if options.parent is not None:
-        die_with_parent(options.parent)
-
-    async def body() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await serve(load_role(options.config), stop)
-
-    return run(body, "gateway")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -331,7 +331,7 @@ class Commits:
         self._asking: dict[bytes, tuple[int, list[Client]]] = {}  # known leader, but not open: (tau_start, who asks)
         self._surveys: dict[bytes, _Survey] = {}
         self._loads: dict[bytes, _Load] = {}
-        self.commits = self.refusals = self.resolutions = 0
+        self.commits = self.refusals = self.learned = 0
         self._out: list[Effect] = []
 
     @property
@@ -573,7 +573,7 @@ class Commits:
 
     def resolved_count(self, outcome: int) -> None:
         """Count for status."""
-        self.resolutions += outcome != Outcome.PENDING
+        self.learned += outcome != Outcome.PENDING
 
     # ------------------------------------------------------------------------------------------------ bulk loads
 
