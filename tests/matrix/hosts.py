@@ -36,8 +36,8 @@ class OnHosts:
         self._ports: dict[str, int] = {}
 
     def host(self, instance: Instance) -> Host:
-        """Replicas of a shard are on different hosts, as are adjudicators, crossbars, gateways."""
-        replica = int(instance.name.rsplit("-", 1)[1]) if instance.role == "storage" else 0
+        """Replicas of a shard are on different hosts, as are candidates for an adjudicator, crossbars, gateways."""
+        replica = int(instance.name.rsplit("-", 1)[1]) if instance.name.count("-") == 2 else 0
         return self._hosts[(instance.number + replica) % HOSTS]
 
     def _address(self, instance: Instance, what: str = "") -> str:
@@ -215,7 +215,14 @@ def main() -> int:
         print(f"skipped: {reason}", file=sys.stderr)
         return 0
     topology = TopologyFile(
-        nats=options.nats, adjudicators=3, crossbars=3, shards=2, replicas=2, query_processors=3, routers=3
+        nats=options.nats,
+        adjudicators=2,
+        candidates=2 if options.nats else 1,
+        crossbars=3,
+        shards=2,
+        replicas=2,
+        query_processors=3,
+        routers=3,
     )
     good = True
     with temporary_directory("hosts") as directory, Network(HOSTS + 1) as network:
