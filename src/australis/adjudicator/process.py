@@ -427,7 +427,7 @@ class AdjudicatorService:
             if self._wake_at <= at:
                 return
             self._wake.cancel()
-        self._wake_at = at
+        self._wake_at = at  # uvloop's handle does not tell if it is due at once
         self._wake = self._loop.call_later(wait, self._awake)
 
     def _awake(self) -> None:

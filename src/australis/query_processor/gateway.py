@@ -136,6 +136,9 @@ _adjudicator_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
 _replica_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
     GetReply | ScanReply | StatsReply | Error | StatusReply
 )
+CROSSBAR_SILENCE = 1.5
+"""Seconds after which a crossbar that says nothing is left: it says something four times a second."""
+
 _crossbar_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
     ShardStart | ShardRecord | Watermark | Error | StatusReply
 )
@@ -203,7 +206,9 @@ class Gateway:
             if name != config.name:
                 self._peers[name] = self._link([address], identity, _Peer(self, name))
         self._crossbar = _Subscription(self)
-        self._crossbar.link = self._link(_turned(peers.crossbars, config.number), identity, self._crossbar)
+        self._crossbar.link = self._link(
+            _turned(peers.crossbars, config.number), identity, self._crossbar, silence=CROSSBAR_SILENCE
+        )
         if peers.control:
             self._link(peers.control, identity, _Control(self))
         if config.listen:
@@ -218,9 +223,17 @@ class Gateway:
         self.background(self._tick(), "gateway timers")
         self.background(self._report_oldest(), "gateway oldest snapshot")
 
-    def _link(self, addresses: list[str], identity: Identity, handler: Any, *, serving: bool = False) -> Link:
+    def _link(
+        self,
+        addresses: list[str],
+        identity: Identity,
+        handler: Any,
+        *,
+        serving: bool = False,
+        silence: float | None = None,
+    ) -> Link:
         wanted: Callable[[Any], bool] = (lambda peer: peer.generation != 0) if serving else (lambda peer: True)
-        link = Link([Address.parse(text) for text in addresses], identity, handler, wanted=wanted)
+        link = Link([Address.parse(text) for text in addresses], identity, handler, wanted=wanted, silence=silence)
         self._links.append(link)
         link.start()
         return link
@@ -1020,4 +1033,3 @@ async def _start_processors(
             f"no crossbar and storage tell this gateway of the cluster's state within {LIVE_SECONDS:.0f} s"
         ) from None
     await processors.start(stack)
-

@@ -85,6 +85,9 @@ MAX_WAITING = 10_000
 QUEUE_BYTES = 64 << 20
 BATCH_RECORDS = 4096
 REPORT_SECONDS = 1.0
+SILENCE_SECONDS = 1.5
+"""A crossbar says something four times a second."""
+
 COLLECT_ENTRIES = 1000
 COLLECT_BUSY_SECONDS, COLLECT_IDLE_SECONDS = 0.05, 1.0
 FULL_RETRY_SECONDS = 0.5
@@ -161,7 +164,7 @@ class ShardService:
         crossbars = [Address.parse(text) for text in peers.crossbars]
         # replicas of a shard begin with different crossbars, so that they share the work
         first = (self.config.number + sum(self.config.name.encode())) % len(crossbars)
-        self._link = Link(crossbars[first:] + crossbars[:first], self.identity, self._feed)
+        self._link = Link(crossbars[first:] + crossbars[:first], self.identity, self._feed, silence=SILENCE_SECONDS)
         self._link.start()
         if peers.control:
             self._control = Link([Address.parse(text) for text in peers.control], self.identity, _Control(self))
