@@ -12,8 +12,9 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterConfig:
-    upstreams: tuple[Path, ...]
-    """Unix sockets of the query processors' postmasters.  One that is not there is passed over; it may come back."""
+    upstreams: tuple[Path, ...] = ()
+    """Unix sockets of the query processors' postmasters, unless a placement is given to the router.  One that is not
+    there is passed over; it may come back."""
     handover_socket: Path
     """`handover.sock` in the run directory, where backends present their token."""
     hosts: tuple[str, ...] = ("127.0.0.1", "::1")
@@ -44,8 +45,6 @@ class RouterConfig:
     """How long close() waits for sessions to end."""
 
     def __post_init__(self) -> None:
-        if not self.upstreams:
-            raise ValueError("a router needs a query processor")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must be between 0 and 65535, not {self.port}")
         if (self.tls_certificate is None) != (self.tls_key is None):

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from australis.router.placement import Place
+
 log = structlog.get_logger(__name__)
 
 MAGIC = b"AUH1"
@@ -43,7 +45,7 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 class Session:
     """A backend that took its client: watched until it ends."""
 
-    def __init__(self, control: socket.socket, pid: int, upstream: Path, on_end: Callable[[Session], None]) -> None:
+    def __init__(self, control: socket.socket, pid: int, upstream: Place, on_end: Callable[[Session], None]) -> None:
         self.pid = pid
         self.upstream = upstream
         self._control = control
@@ -102,7 +104,7 @@ class Ticket:
 
     def __init__(
         self,
-        upstream: Path,
+        upstream: Place,
         client: socket.socket | None,
         address: tuple[str, int] | None,
         before: Callable[[], None],
@@ -165,13 +167,13 @@ class HandoverListener:
 
     def issue(
         self,
-        upstream: Path,
+        upstream: Place,
         *,
         client: socket.socket | None = None,
         address: tuple[str, int] | None = None,
         before: Callable[[], None] = lambda: None,
     ) -> Ticket:
-        """A token for one backend of the query processor that listens on upstream.
+        """A token for one backend of the query processor at this place.
 
         It is answered with client's descriptor, or without one with "relay" and the address (None: by Unix socket).
         before() is called just before the descriptor leaves: what the backend wrote to its first socket goes first.

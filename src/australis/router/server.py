@@ -21,6 +21,7 @@ import structlog
 from australis.router import sockets
 from australis.router.admission import Admission
 from australis.router.handover import HandoverListener, Session, Ticket, bind_unix
+from australis.router.placement import FixedUpstreams, Place, Placement
 from australis.router.relay import RelayEnd
 from australis.router.startup import (
     TLS_HANDSHAKE,
@@ -63,9 +64,15 @@ class RouterStatus:
 class Router:
     """Call start() once, and close() when it succeeded."""
 
-    def __init__(self, config: RouterConfig) -> None:
-        """Raises OSError or ssl.SSLError if the certificate can't be loaded."""
+    def __init__(self, config: RouterConfig, placement: Placement | None = None) -> None:
+        """placement: where query processors come from; None: config.upstreams.
+
+        Raises OSError or ssl.SSLError if the certificate can't be loaded, ValueError if there can't be sessions.
+        """
+        if placement is None and not config.upstreams:
+            raise ValueError("a router needs a query processor")
         self.config = config
+        self._placement: Placement = FixedUpstreams(config.upstreams) if placement is None else placement
         self._tls = _tls_context(config)
         self._admission = Admission(config.max_connections, config.connection_rate, config.connection_burst)
         self._login_slots = asyncio.Semaphore(config.max_logins)
@@ -74,7 +81,6 @@ class Router:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending = 0
         self._sessions: dict[Session, asyncio.TimerHandle | None] = {}
-        self._sessions_of = dict.fromkeys(config.upstreams, 0)  # logins included
         self._relays: set[RelayEnd] = set()
         self._no_sessions = asyncio.Event()
         self._no_sessions.set()
@@ -296,40 +302,45 @@ class Router:
                     finally:
                         upstream.close()
 
-        await asyncio.gather(*map(forward, self.config.upstreams))
+        await asyncio.gather(*map(forward, self._placement.sockets()))
 
     async def _log_in(self, login: _Login, startup: Startup) -> None:
         self._admission.enter(self._loop.time())
         self._no_sessions.clear()
         try:
-            async with self._login_slots:
-                path, upstream = await self._connect_upstream(login)
-                if login.end is None and self.config.handover:
-                    await self._hand_over(login, startup, path, upstream)
-                else:
-                    await self._relay(login, startup, path, upstream)
+            upstream = await self._connect_upstream(login)
+            assert login.place is not None
+            if login.end is None and self.config.handover:
+                await self._hand_over(login, startup, login.place, upstream)
+            else:
+                await self._relay(login, startup, login.place, upstream)
         finally:
             if login.ticket is not None:
                 self._handover.revoke(login.ticket)
             if login.ticket is None or login.ticket.session is None:
-                self._left(login.upstream)
+                self._left(login.place)
+            if login.has_slot:
+                self._login_slots.release()
 
-    async def _connect_upstream(self, login: _Login) -> tuple[Path, socket.socket]:
-        """A connection to the query processor with the fewest sessions of those that can be reached."""
-        cause: OSError | None = None
-        for path in sorted(self.config.upstreams, key=self._sessions_of.__getitem__):
-            self._sessions_of[path] += 1  # before waiting: others choose meanwhile
-            login.upstream = path
+    async def _connect_upstream(self, login: _Login) -> socket.socket:
+        """A connection to the query processor of a place that can be reached; takes a login's slot."""
+        passed: list[Place] = []
+        while True:
+            # the place first: who waits for one shall not keep others from logging in where one is
+            place = login.place = await self._placement.acquire(passed)
+            await self._login_slots.acquire()
+            login.has_slot = True
             try:
-                return path, await sockets.connect_unix(str(path))
+                return await sockets.connect_unix(str(place.path))
             except OSError as error:
-                self._sessions_of[path] -= 1
-                login.upstream = None
-                cause = error
-        log.warning("query processor not reachable", error=str(cause))
-        raise _unavailable("The query processor cannot be reached.") from cause
+                log.warning("query processor not reachable", error=str(error))
+                login.place = None
+                self._placement.unreachable(place)
+                passed.append(place)
+                self._login_slots.release()
+                login.has_slot = False
 
-    async def _hand_over(self, login: _Login, startup: Startup, path: Path, upstream: socket.socket) -> None:
+    async def _hand_over(self, login: _Login, startup: Startup, place: Place, upstream: socket.socket) -> None:
         """Start a backend and let it take the client; until then its words are passed on."""
         client = login.client
         assert client is not None
@@ -357,7 +368,7 @@ class Router:
                 with suppress(OSError):  # the client may be gone; the backend will notice it, too
                     client.send(data)
 
-        ticket = login.ticket = self._handover.issue(path, client=client, before=pass_on)
+        ticket = login.ticket = self._handover.issue(place, client=client, before=pass_on)
         try:
             await sockets.send_all(upstream, startup.packet(ticket.token))
             self._loop.add_reader(upstream.fileno(), pass_on)
@@ -374,7 +385,7 @@ class Router:
         else:
             raise _unavailable("The query processor closed the connection.")
 
-    async def _relay(self, login: _Login, startup: Startup, path: Path, upstream: socket.socket) -> None:
+    async def _relay(self, login: _Login, startup: Startup, place: Place, upstream: socket.socket) -> None:
         """Start a backend and pass bytes between it and the client."""
         try:
             if login.end is None:
@@ -395,7 +406,7 @@ class Router:
         client_end = login.end
         assert client_end is not None
         try:
-            ticket = login.ticket = self._handover.issue(path, address=login.address)
+            ticket = login.ticket = self._handover.issue(place, address=login.address)
             backend.closed.add_done_callback(lambda _: ticket.upstream_closed())
             client_end.closed.add_done_callback(lambda _: backend.finish())
             backend.transport.write(startup.packet(ticket.token))
@@ -426,10 +437,10 @@ class Router:
             timer.cancel()
         self._left(session.upstream)
 
-    def _left(self, upstream: Path | None) -> None:
-        """A session of this query processor ended, or a login that was with it (None: with none yet)."""
-        if upstream is not None:
-            self._sessions_of[upstream] -= 1
+    def _left(self, place: Place | None) -> None:
+        """A session at this place ended, or a login (None: it has none)."""
+        if place is not None:
+            self._placement.release(place)
         self._admission.leave()
         if self._admission.sessions == 0:
             self._no_sessions.set()
@@ -443,7 +454,8 @@ class _Login:
         self.end: RelayEnd | None = None
         self.address: tuple[str, int] | None = None
         self.ticket: Ticket | None = None
-        self.upstream: Path | None = None
+        self.place: Place | None = None
+        self.has_slot = False
         self.startup_received = False
 
     async def read_exactly(self, count: int) -> bytes:
