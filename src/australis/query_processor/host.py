@@ -403,6 +403,7 @@ class ProcessorHost:
         if self._pool.processors[slot.number].life != life:
             return
         if used or self._pool.waiting:
+            log.info("pool.busy", number=slot.number, used=used, waiting=self._pool.waiting)
             self._carry_out(self._pool.busy(self._loop.time(), slot.number, life))
             self._changed()
             return

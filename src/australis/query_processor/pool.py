@@ -47,8 +47,8 @@ class Settings:
             raise ValueError(f"between 0 and {self.maximum} processors must be the minimum, not {self.minimum}")
         if not 1 <= self.sessions <= self.capacity:
             raise ValueError(f"sessions must be between 1 and {self.capacity}, not {self.sessions}")
-        if not (self.idle > 0 and self.wait > 0 and self.queue >= 0):
-            raise ValueError("times must be positive")
+        if not (self.idle > 0 and self.wait > 0 and self.queue > 0):
+            raise ValueError("idle, wait and queue must be positive")
 
 
 class State(Enum):
