@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class PoolCluster:
 
     cluster: AustralisCluster
     router: Server
+    opened: list[Connection] = field(default_factory=list)
 
     def state(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.cluster.data / "run" / "state.json").read_text())
@@ -50,11 +51,21 @@ class PoolCluster:
         self.wait_for(*["stopped"] * len(self.states()))
 
     def connect(self) -> Connection:
-        return self.router.connect()
+        return self._opened(self.router)
 
     def direct(self, number: int) -> Connection:
         port = self.state()["direct_ports"][number]
-        return Server("australis", self.router.dsn.replace(f":{self.router.port}/", f":{port}/")).connect()
+        server = Server("australis", self.router.dsn.replace(f":{self.router.port}/", f":{port}/"))
+        return self._opened(server)
+
+    def _opened(self, server: Server) -> Connection:
+        self.opened.append(server.connect())
+        return self.opened[-1]
+
+    def stop(self) -> None:
+        for connection in self.opened:
+            connection.close()
+        self.cluster.stop()
 
     def directory(self, number: int) -> Path:
         base = self.cluster.data / "query_processor"
@@ -75,10 +86,10 @@ class PoolCluster:
                 continue
         return None
 
-    def logged(self, event: str) -> list[dict[str, Any]]:
-        """Lines of the supervisor's log with this event."""
+    def logged(self, *events: str) -> list[dict[str, Any]]:
+        """Lines of the supervisor's log with one of these events, in order."""
         lines = (self.cluster.data / "logs" / "supervisor.log").read_text().splitlines()
-        return [line for line in map(json.loads, lines) if line.get("event") == event]
+        return [line for line in map(json.loads, lines) if line.get("event") in events]
 
 
 def start(directory: Path, pool: dict[str, object], **settings: object) -> PoolCluster:
@@ -103,7 +114,7 @@ def start_pool() -> Iterator[Callable[..., PoolCluster]]:
             yield begin
         finally:
             for one in running:
-                one.cluster.stop()
+                one.stop()
 
 
 def place(connection: Connection) -> int:

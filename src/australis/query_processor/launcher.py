@@ -78,14 +78,15 @@ class QueryProcessor:
         self.directory.mkdir(mode=0o700, exist_ok=True)
         done = "kept"
         reason = "asked for" if rebuild else self._unusable()
-        if (reason is not None or not trusted) and not image.whole(self.image):
+        if first_image:
+            image.drop_later(self.image)
+        source = None if reason is None or not self.image.exists() else image.newest(self.image)
+        relies = source is not None and source.file == self.image  # on image 0; others were looked at
+        if (not trusted or relies or not self.image.exists()) and not image.whole(self.image):
             image.build(self.image, self.data, self._installation, self._password)
             image.drop_later(self.image)
             done, self.version = "built", 0
-        elif reason is not None:
-            if first_image:
-                image.drop_later(self.image)
-            source = image.newest(self.image)
+        elif source is not None:
             image.extract(source.file, self.data)
             done, self.version = f"rebuilt: {reason}", source.version
         else:
