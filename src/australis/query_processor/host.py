@@ -174,6 +174,8 @@ class ProcessorHost:
                 group.create_task(self._close(slot))
 
     async def _close(self, slot: _Slot) -> None:
+        if slot.starts == 0:
+            return
         status = await slot.service.stop()
         slot.port = 0
         if status == 0:

@@ -12,7 +12,7 @@ import errno
 import resource
 import socket
 import ssl
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ from australis.router.startup import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from australis.router.config import RouterConfig
@@ -224,7 +225,7 @@ class Router:
         except Refused as error:
             await login.refuse(error)
         except TimeoutError:
-            log.debug("connection closed", reason="login timeout")
+            log.debug("connection closed", reason="login timeout, or the client has gone")
             login.abort()
         except OSError as error:
             log.debug("connection closed", reason=str(error))
@@ -327,7 +328,9 @@ class Router:
         passed: list[Place] = []
         while True:
             # the place first: who waits for one shall not keep others from logging in where one is
-            place = login.place = await self._placement.acquire(passed)
+            async with asyncio.timeout(None) as waiting:
+                with login.watched(lambda: waiting.reschedule(0.0)):
+                    place = login.place = await self._placement.acquire(passed)
             await self._login_slots.acquire()
             login.has_slot = True
             try:
@@ -469,6 +472,43 @@ class _Login:
             await sockets.send_all(self.client, data)
         else:
             self.last_words(data)
+
+    @contextmanager
+    def watched(self, gone: Callable[[], None]) -> Iterator[None]:
+        """Call `gone` if the client closes its connection meanwhile. A client that says something has not."""
+        if self.end is not None:
+            closed = self.end.closed
+
+            def told(_: asyncio.Future[None]) -> None:
+                gone()
+
+            closed.add_done_callback(told)
+            try:
+                yield
+            finally:
+                closed.remove_done_callback(told)
+            return
+        client = self.client
+        assert client is not None
+        loop = asyncio.get_running_loop()
+
+        def readable() -> None:
+            loop.remove_reader(client.fileno())
+            try:
+                ended = not client.recv(1, socket.MSG_PEEK)
+            except (BlockingIOError, InterruptedError):
+                loop.add_reader(client.fileno(), readable)
+                return
+            except OSError:
+                ended = True
+            if ended:
+                gone()
+
+        loop.add_reader(client.fileno(), readable)
+        try:
+            yield
+        finally:
+            loop.remove_reader(client.fileno())
 
     async def refuse(self, error: Refused) -> None:
         self.last_words(error.packet())
