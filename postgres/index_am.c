@@ -251,6 +251,17 @@ note_prefix_read(Bytes prefix)
 	pfree(hi.data);
 }
 
+/*
+ * Nobody conflicts with an entry of an index that is not unique.  With one of
+ * a deferrable constraint, readers of a prefix do (note_prefix_read); among
+ * several adjudicators its owner has to hear of it for that.
+ */
+static bool
+entries_are_blind(const IndexShape *shape)
+{
+	return !shape->unique && !(shape->deferrable && au_behind_gateway());
+}
+
 static void
 raise_duplicate(Relation heap, Relation index, const Datum *values, const bool *isnull, Bytes prefix)
 {
@@ -422,7 +433,7 @@ au_index_insert(Relation index, Datum *values, bool *isnull, ItemPointer heap_ti
 
 	au_index_value(&value, index, values, isnull, rowkey);
 	(void) au_wb_put(as_bytes(&key), as_bytes(&value), cid,
-					 shape.unique ? LockTupleExclusive : LockTupleNoKeyExclusive, !shape.unique);
+					 shape.unique ? LockTupleExclusive : LockTupleNoKeyExclusive, entries_are_blind(&shape));
 
 done:
 	pfree(key.data);
@@ -613,7 +624,7 @@ au_index_delete_entries(Relation heap, TupleTableSlot *oldslot, Bytes rowkey, Co
 		au_index_shape(index, &shape);
 		(void) au_index_key(&c->key, index, &shape, values, isnull, rowkey, &suffixed);
 		(void) au_wb_delete(as_bytes(&c->key), cid,
-							shape.unique ? LockTupleExclusive : LockTupleNoKeyExclusive, !shape.unique);
+							shape.unique ? LockTupleExclusive : LockTupleNoKeyExclusive, entries_are_blind(&shape));
 		RelationClose(index);
 	}
 	if (c->estate != NULL)

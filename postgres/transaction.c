@@ -56,6 +56,8 @@
 #define TAG_INGEST_REPLY	7
 #define TAG_DROP			8
 #define TAG_ERROR			9
+#define TAG_SNAPSHOT		50
+#define TAG_SNAPSHOT_REPLY	51
 
 #define OUTCOME_COMMITTED	0
 #define OUTCOME_CONFLICT	1
@@ -120,6 +122,7 @@ static List *ingested_relids = NIL; /* of IngestedStorage * */
 static List *dropped_relids = NIL;	/* of uint64 *; beside PostgreSQL's own list */
 static Ingested *ingested = NULL;
 static int64 ingest_seq = 0;
+static int64 snapshot_id = 0;
 static uint64 ingest_connection = 0;	/* 0: nothing sent */
 
 /* chunks sent and not acknowledged yet, oldest first */
@@ -177,6 +180,42 @@ au_transaction_serial(void)
 
 /* ---------------------------------------------------------------- snapshot */
 
+/*
+ * A time at or above every commit that anybody has been told of, and the
+ * newest DDL record at that time.  On one host the shared page knows; behind a
+ * gateway that is a question to all adjudicators (rule T2), which one that is
+ * silent delays (rule W3): cancellable, and an error in the end.
+ */
+void
+au_newest_snapshot(Tau *acked, int64 *ddl)
+{
+	StringInfoData msg;
+	MpReader	reply;
+	int64		id;
+
+	if (!au_behind_gateway())
+	{
+		au_page_snapshot(acked, ddl);
+		return;
+	}
+	ingest_wait(0);				/* answers come in order */
+	initStringInfo(&msg);
+	au_mp_array(&msg, 2);
+	au_mp_int(&msg, TAG_SNAPSHOT);
+	id = ++snapshot_id;
+	au_mp_int(&msg, id);
+	if (!au_call(AU_COMMIT_SERVICE, &msg, &reply, au_service_timeout_ms))
+		ereport(ERROR,
+				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+				 errmsg("the commit service is not available")));
+	if (au_mp_read_array(&reply) < 4 || au_mp_read_int(&reply) != TAG_SNAPSHOT_REPLY ||
+		au_mp_read_int(&reply) != id)
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected answer to a snapshot")));
+	*acked = au_mp_read_int(&reply);
+	*ddl = au_mp_read_int(&reply);
+	pfree(msg.data);
+}
+
 Tau
 au_tau_start(void)
 {
@@ -195,7 +234,7 @@ au_tau_start(void)
 		Tau			acked;
 		int64		ddl;
 
-		au_page_snapshot(&acked, &ddl);
+		au_newest_snapshot(&acked, &ddl);
 		/* nothing was ever committed: any time is as good */
 		acked = Max(acked, AU_TAU_EMPTY);
 		au_page_set_slot(acked);
@@ -1413,7 +1452,7 @@ au_commit_autonomous(Bytes key, Bytes value)
 	Tau			acked;
 	int64		ddl;
 
-	au_page_snapshot(&acked, &ddl);
+	au_newest_snapshot(&acked, &ddl);
 	/* blind: nothing conflicts with it */
 	(void) commit_alone(key, value, LockTupleNoKeyExclusive | MODE_BLIND, Max(acked, AU_TAU_EMPTY));
 }

@@ -35,6 +35,7 @@ from australis.protocol.messages import PROTOCOL_VERSION, Error, Greeting, encod
 GREETING_SECONDS = 10.0
 GREETING_BYTES = 4096
 HIGH_WATER = 8 << 20
+LARGE_FRAME = 8 << 20
 CONNECT_SECONDS = 5.0
 RECONNECT_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 PROBE_SECONDS, UNACKNOWLEDGED_MS = 2, 5000
@@ -123,6 +124,7 @@ class Connection(asyncio.Protocol):
         begun: Callable[[Connection], None] | None = None,
         ended: Callable[[Connection, str], None] | None = None,
         limit: int = MAX_FRAME,
+        large: Callable[[Connection, int], None] | None = None,
     ) -> None:
         self.identity, self.handler = identity, handler
         self.peer: Greeting | None = None
@@ -131,6 +133,7 @@ class Connection(asyncio.Protocol):
         self._greets_first = greets_first
         self._begun, self._ended = begun, ended
         self._limit = limit
+        self._large = large
         self._decoder = FrameDecoder(GREETING_BYTES)
         self._timer: asyncio.TimerHandle | None = None
 
@@ -222,6 +225,8 @@ class Connection(asyncio.Protocol):
                 if self.transport.is_closing():
                     return
                 received(self, body)
+            if self._large is not None and self._decoder.expected > LARGE_FRAME:
+                self._large(self, self._decoder.expected)
         except msgspec.MsgspecError as error:
             self.fail("08P01", f"not a message of the protocol: {error}")
         except AustralisError as error:
@@ -284,14 +289,24 @@ class Server:
             self._server.close()
         for connection in list(self.connections):
             connection.transport.abort()
-        while self.connections:
+        while self.connections:  # noqa: ASYNC110
             await asyncio.sleep(0)  # the loop tells them in its next round
 
 
 async def listen(
-    address: Address, identity: Identity, accept: Callable[[], Handler], *, limit: int = MAX_FRAME, backlog: int = 512
+    address: Address,
+    identity: Identity,
+    accept: Callable[[], Handler],
+    *,
+    limit: int = MAX_FRAME,
+    backlog: int = 512,
+    large: Callable[[Connection, int], None] | None = None,
 ) -> Server:
-    """Serve `address`; `accept` makes (or names) the handler of a new connection. Raises OSError."""
+    """Serve `address`; `accept` makes (or names) the handler of a new connection. Raises OSError.
+
+    `large` is told, perhaps several times, that a message of more than LARGE_FRAME bytes is arriving; it may pause the
+    connection until there is memory for it.
+    """
     server = Server()
 
     def ended(connection: Connection, _: str) -> None:
@@ -299,7 +314,13 @@ async def listen(
 
     def make() -> Connection:
         return Connection(
-            identity, accept(), greets_first=False, begun=server.connections.add, ended=ended, limit=limit
+            identity,
+            accept(),
+            greets_first=False,
+            begun=server.connections.add,
+            ended=ended,
+            limit=limit,
+            large=large,
         )
 
     loop = asyncio.get_running_loop()

@@ -35,9 +35,7 @@ def warm(pool: PoolCluster) -> None:
 
 def copied(pool: PoolCluster) -> None:
     # what is done with its files while it is stopped comes to an end first
-    eventually(
-        lambda: pool.logged("service.stopped", "query_processor.clean")[-1]["event"] != "service.stopped", "clean"
-    )
+    eventually(lambda: pool.logged("service.ended", "query_processor.clean")[-1]["event"] != "service.ended", "clean")
     shutil.rmtree(pool.directory(0))
 
 

@@ -22,7 +22,7 @@ def test_fixed_ones_are_filled_evenly_and_passed_over() -> None:
     async def run() -> None:
         placement = FixedUpstreams([Path("a"), Path("b")])
         one, other = await placement.acquire(), await placement.acquire()
-        assert [one.path, other.path] == [Path("a"), Path("b")]
+        assert [one.target, other.target] == [Path("a"), Path("b")]
         placement.release(other)
         third = await placement.acquire()
         assert third is other

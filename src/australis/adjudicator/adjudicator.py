@@ -29,8 +29,9 @@ FUTURE_LIMIT = 500_000_000
 KNOWN_LIMIT = 200_000
 MAX_RELATIONS = 65_536
 
-_KILLED = -1
-_REFUSED = -2
+_REFUSED = -1
+_KILLED = -2
+"""Killed when T was the last time that had been issued: _KILLED - T."""
 
 _DDL_PREFIX = relation_prefix(SystemRelation.DDL)
 
@@ -95,6 +96,7 @@ class Adjudicator:
         self._pending: dict[bytes, int] = {}
         self._known_limit = known_limit
         self._known_floor = max(known_floor, 0)
+        self._killed_floor = 0  # who was killed and forgotten has an older snapshot than this
         # what decide_plain looks at and writes to; none of these is ever exchanged for another
         self._state = (
             generation,
@@ -115,7 +117,7 @@ class Adjudicator:
         """
         table = self.table
         # no snapshot at or above this is below a floor, or concerned by what was merged
-        bound = max(table.merged_until, self._change_floor)
+        bound = max(table.merged_until, self._change_floor, self._killed_floor)
         decided = decide_plain(self._state, body, bound, self.last, now)
         if decided is None:
             return None
@@ -142,6 +144,8 @@ class Adjudicator:
         if tau_start < self.floor or tau_start < self.table.floor:
             floor = max(self.floor, self.table.floor)
             return self._refuse(txid, f"the snapshot is older than the floor {floor}, please retry")
+        if self.may_be_killed(tau_start):
+            return self._refuse(txid, "the transaction has been open for too long, please retry")
         if tau_start > self.last:
             if tau_start > max(now, self.last) + FUTURE_LIMIT:
                 return self._refuse(txid, "the snapshot lies in the future of the commit service: check the clocks")
@@ -270,7 +274,7 @@ class Adjudicator:
             return Outcome.PENDING, 0
         if generation > self.generation or not self.knows_since(tau_start):
             return Outcome.PENDING, 0
-        self._remember(txid, _KILLED)
+        self._remember(txid, _KILLED - self.last)
         return Outcome.KILLED, 0
 
     def fate(self, txid: bytes) -> Verdict | None:
@@ -292,8 +296,12 @@ class Adjudicator:
         """Make sure that a transaction that is not known never commits; False if it is known or pending."""
         if txid in self._known or txid in self._pending:
             return False
-        self._remember(txid, _KILLED)
+        self._remember(txid, _KILLED - self.last)
         return True
+
+    def may_be_killed(self, tau_start: int) -> bool:
+        """May a transaction with this snapshot, of which nothing is known, be one that was killed and forgotten?"""
+        return tau_start < self._killed_floor
 
     def committed(self, txid: bytes) -> bool:
         """Is it known to be committed, or about to be?"""
@@ -311,6 +319,9 @@ class Adjudicator:
             forgotten = self._known.pop(self._order.popleft(), 0)
             if forgotten > self._known_floor:  # committed ones only: the others' codes are negative
                 self._known_floor = forgotten
+            elif forgotten <= _KILLED:
+                # its commit may still come; its snapshot was taken before it was killed
+                self._killed_floor = max(self._killed_floor, _KILLED - forgotten)
 
 
 def _again(known: int) -> Verdict:

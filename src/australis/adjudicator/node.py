@@ -25,7 +25,7 @@ import msgspec
 from australis.adjudicator.adjudicator import CONFLICT_DETAIL, SCHEMA_DETAIL, Action, Adjudicator
 from australis.adjudicator.conflict_table import DEFAULT_BYTES
 from australis.adjudicator.promises import FOREVER, Promise, Promises
-from australis.adjudicator.recovery import DDL_RANGE, KeyRange, RangeSet, Recovered
+from australis.adjudicator.recovery import DDL_RANGE, ClaimBody, KeyRange, RangeSet, Recovered
 from australis.journal.record import NO_HASH, NO_TXID, Kind, Position, RecordFlag
 from australis.keyspace import KEYSPACE_END
 from australis.partition_map import PartitionMap
@@ -34,8 +34,11 @@ from australis.protocol.messages import (
     Ballot,
     CommitReply,
     Decided,
+    Drop,
     Heartbeat,
     HeartbeatRequest,
+    Ingest,
+    IngestReply,
     JournalBegins,
     JournalEnds,
     ModeFlag,
@@ -66,6 +69,7 @@ _STALE = "a key belongs to another adjudicator: fetch the partition map and retr
 _OVERLOAD = "the adjudicator is overloaded; nothing was changed, please retry"
 _STOPPING = "the adjudicator is shutting down; nothing was changed, please retry"
 _MOVED = "the adjudicator was replaced; nothing was changed, please retry"
+_TOO_OLD = "the transaction has been open for too long; nothing was changed, please retry"
 _BUSY = "keys are promised to another transaction; nothing was changed, please retry"
 _FUTURE = "the snapshot lies in the future of the adjudicator: check the clocks"
 
@@ -190,12 +194,15 @@ class Node:
         self._acquiring: set[tuple[int, int]] = set()
         self._timers: list[tuple[int, int, bytes | int]] = []
         self._timer_count = 0
+        self._unpublished = list(recovered.unpublished)
         self._out: list[Effect] = []
 
     # ------------------------------------------------------------------------------------------------ entrances
 
     def start(self, now: Now) -> list[Effect]:
-        """Tell the new owners of ranges that the last generation released, in case that they were not told."""
+        """Finish what the last generation had begun: drop chunks, tell the new owners of ranges that it released."""
+        if self._unpublished:
+            self._drop(encode(Drop(self._unpublished)), now)
         for target, move in self._released.items():
             self._send_move(target, move, now)
         return self._take()
@@ -222,6 +229,8 @@ class Node:
             self._refuse(request, Outcome.REFUSED, _STOPPING)
         elif len(self._open) >= self.settings.open:
             self._refuse(request, Outcome.REFUSED, _OVERLOAD)
+        elif self.core.may_be_killed(commit.tau_start):
+            self._refuse(request, Outcome.REFUSED, _TOO_OLD)
         else:
             self._open[txid] = request
             self._try(request, now)
@@ -240,7 +249,7 @@ class Node:
         elif isinstance(message, HeartbeatRequest):
             self._heartbeat_request(client, message.tau, now)
         elif isinstance(message, Resolve):
-            self._resolve(client, message)
+            self._resolve(client, message, now)
         elif isinstance(message, RangeMove):
             self._acquire(client, message, now)
         else:
@@ -311,6 +320,62 @@ class Node:
         self._submitted = self.horizon = max(self.bound, tau)
         self._append(Kind.HORIZON, 0, tau, NO_TXID, b"", horizon=self._submitted)
         return self._take()
+
+    def refuse(self, client: Client, txid: bytes, outcome: Outcome, detail: str) -> list[Effect]:
+        """Refuse a request that the host cannot take (no space), unless its fate is known or being decided."""
+        if txid not in self._open:
+            verdict = self.core.refuse(txid, detail, outcome)
+            if verdict.action is Action.REPLY:
+                self._reply(client, CommitReply(txid, verdict.outcome, verdict.tau, verdict.detail))
+        return self._take()
+
+    def ingest(self, client: Client, ingest: Ingest, body: bytes, now: Now) -> list[Effect]:
+        """Append a chunk of unpublished rows (rule Q8); `body` is its message. Answered when it is durable.
+
+        Chunks go to the owner of the system range, which leads whatever publishes them (Q5): so one that was killed
+        here is not published by somebody who does not know.
+        """
+        txid, seq = ingest.txid, ingest.seq
+        if self._closing or not self.ranges.holds(DDL_RANGE) or self.core.ingest_refusal(txid, ingest.generation):
+            self._reply(client, IngestReply(txid, seq, Outcome.REFUSED, 0))
+        else:
+            tau = self._issue(now)
+            reply = IngestReply(txid, seq, Outcome.COMMITTED, tau)
+            self._append(Kind.INGEST, 0, tau, txid, body, now, client, message=reply)
+        return self._take()
+
+    def drop(self, body: bytes, now: Now) -> list[Effect]:
+        """Storage ids that an aborted transaction left behind become garbage; `body` is the message."""
+        self._drop(body, now)
+        return self._take()
+
+    def _drop(self, body: bytes, now: Now) -> None:
+        if not self._closing:
+            self._append(Kind.DROP, 0, self._issue(now), NO_TXID, body, now)
+
+    def abandon(self, txid: bytes) -> bool:
+        """Whoever sent chunks of this transaction is gone: it never commits now. False: it has, or is about to."""
+        request = self._open.get(txid)
+        if request is not None:
+            self._abandon(request)
+            del self._open[txid]
+        return self.core.kill(txid)
+
+    def checkpoint(self, now: Now) -> list[Effect]:
+        """Append what a claim would carry: the journal may then be trimmed up to that record.
+
+        Not while a range is being acquired: that record is not in our state yet.
+        """
+        if not self._closing and not self._acquiring:
+            floor = max([self.core.floor, *(floor for _, _, floor in self._floors)])
+            moves = list(self._released.values())
+            body = ClaimBody(self.core.ddl, self.ranges.list(), moves, dict(self._acquired), floor)
+            self._append(Kind.HORIZON, 0, self._issue(now), NO_TXID, msgspec.msgpack.encode(body), now)
+        return self._take()
+
+    def releasing(self, target: int) -> bool:
+        """Has this adjudicator not confirmed yet that it has the last range that was released to it?"""
+        return target in self._released
 
     def begin_journal(self, client: Client, journal: int, now: Now) -> list[Effect]:
         """Announce another journal (W2); answered with the same message once that is durable.
@@ -540,7 +605,7 @@ class Node:
         self.core.refusals += outcome is Outcome.REFUSED
         self._reply(request.client, CommitReply(txid, outcome, 0, detail))
 
-    def _resolve(self, client: Client, message: Resolve) -> None:
+    def _resolve(self, client: Client, message: Resolve, now: Now) -> None:
         """Answer a transaction's fate, killing it if it has none (Q2)."""
         if message.leader not in (-1, self.me):
             return
@@ -549,7 +614,11 @@ class Node:
             self._abandon(request)
             del self._open[message.txid]
         outcome, tau = self.core.resolve(message.txid, message.tau_start, message.generation)
-        self._reply(client, ResolveReply(message.txid, outcome, tau))
+        reply = ResolveReply(message.txid, outcome, tau)
+        if message.prove and not self._closing:
+            self._append(Kind.HORIZON, 0, self._issue(now), NO_TXID, b"", now, client, message=reply)
+        elif not message.prove:
+            self._reply(client, reply)
 
     # ----------------------------------------------------------------------------------------------- participant
 

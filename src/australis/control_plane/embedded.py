@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -139,12 +139,6 @@ class EmbeddedCluster:
     def services(self) -> list[Service]:
         """All that run or should."""
         return self._services + (self.processors.services if self.processors is not None else [])
-
-    @property
-    def failing(self) -> list[str]:
-        """Names of those that should serve and do not. (A query processor that is only starting is not missed.)"""
-        down = [service.name for service in self._services if not service.serving]
-        return down + (self.processors.failing if self.processors is not None else [])
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -487,7 +481,7 @@ class EmbeddedCluster:
         if state is not None:
             self._state.state = state
         elif self._state.state in ("ready", "degraded"):
-            self._state.state = "degraded" if self.failing else "ready"
+            self._state.state = "ready" if all(service.serving for service in self.services) else "degraded"
         self._state.services = {
             service.name: {"pid": service.pid, "serving": service.serving, "restarts": service.restarts}
             for service in self.services
@@ -536,9 +530,31 @@ def _port_free(hosts: list[str], port: int) -> bool:
     return True
 
 
-def run(
-    cluster: EmbeddedCluster, ready: Callable[[EmbeddedCluster], None], status: Callable[[EmbeddedCluster], None]
-) -> None:
+class Runnable(Protocol):
+    """A cluster that this process supervises, of either kind."""
+
+    @property
+    def state(self) -> State:
+        """A picture of now."""
+        ...
+
+    def running(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Start everything; on leaving, stop everything."""
+        ...
+
+    async def wait(self, stop: asyncio.Event) -> None:
+        """Return when asked to stop; raises what a background task died of."""
+        ...
+
+    def watch(self, task: asyncio.Task[None]) -> None:
+        """Stop the cluster when this task ends by an error."""
+        ...
+
+
+_Cluster = TypeVar("_Cluster", bound=Runnable)
+
+
+def run(cluster: _Cluster, ready: Callable[[_Cluster], None], status: Callable[[_Cluster], None]) -> None:
     """Run until SIGTERM or SIGINT. `ready` is called once, `status` every second. Raises ClusterError."""
 
     async def main() -> None:
@@ -564,10 +580,10 @@ def run(
 
 
 async def _run(
-    cluster: EmbeddedCluster,
+    cluster: _Cluster,
     stop: asyncio.Event,
-    ready: Callable[[EmbeddedCluster], None],
-    status: Callable[[EmbeddedCluster], None],
+    ready: Callable[[_Cluster], None],
+    status: Callable[[_Cluster], None],
 ) -> None:
     async with cluster.running():
         ready(cluster)

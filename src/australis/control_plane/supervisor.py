@@ -51,6 +51,7 @@ class Service:
         self._stop_timeout = stop_timeout
         self._changed = changed
         self._child: Child | None = None
+        self._restarting: asyncio.Future[None] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -65,9 +66,9 @@ class Service:
         failures = 0
         while True:
             assert self._child is not None, "start comes first"
-            await self.ended()
+            await self.ended(expected=lambda: self._restarting is not None)
             lived = time.monotonic() - self._child.started
-            failures = 0 if lived >= STABLE_AFTER else failures + 1
+            failures = 0 if lived >= STABLE_AFTER or self._restarting is not None else failures + 1
             while True:
                 if failures > 1:
                     await asyncio.sleep(min(FIRST_DELAY * 2 ** (failures - 2), LONGEST_DELAY))
@@ -80,6 +81,20 @@ class Service:
                     break
             self.restarts += 1
             self._changed()
+            if self._restarting is not None and not self._restarting.done():
+                self._restarting.set_result(None)
+
+    async def restart(self) -> None:
+        """End the process as at a stop and start it again; returns once it serves. It must be watched meanwhile."""
+        if self._restarting is not None:
+            raise ClusterError(f"{self.name} is being restarted already")
+        self._restarting = asyncio.get_running_loop().create_future()
+        try:
+            if self._child is not None and self._child.running:
+                await self._child.stop(self._stop_signal, self._stop_timeout)
+            await self._restarting
+        finally:
+            self._restarting = None
 
     async def ended(self, *, expected: Callable[[], bool] = lambda: False) -> str:
         """Wait for the end of the process; returns why it ended, in words. `expected`: was it told to end?"""
@@ -88,11 +103,9 @@ class Service:
         status = await child.wait()
         self._set_serving(False)
         said = child.last_words()
-        if expected() and status == 0:
-            log.info("service.stopped", service=self.name, status=status)
-        else:
-            lived = round(time.monotonic() - child.started, 1)
-            log.error("service.ended", service=self.name, status=status, lived=lived, said=said)
+        lived = round(time.monotonic() - child.started, 1)
+        tell = log.info if expected() else log.error
+        tell("service.ended", service=self.name, status=status, lived=lived, said=said)
         return f"signal {-status}" if status < 0 else f"status {status}: {said}" if status else ""
 
     def ask_to_end(self, number: signal.Signals) -> None:

@@ -35,7 +35,7 @@ from australis.errors import (
     JournalLockedError,
 )
 from australis.journal.file_layer import FileLayer, OsFiles
-from australis.journal.interface import Claimed, OnDurable, OnFailed
+from australis.journal.interface import Claimed, Fold, OnDurable, OnFailed
 from australis.journal.record import (
     HEADER,
     HEADER_BYTES,
@@ -118,6 +118,7 @@ class FilesJournal:
         layer: FileLayer | None = None,
         segment_bytes: int = SEGMENT_BYTES,
         first_segment_bytes: int = FIRST_SEGMENT_BYTES,
+        fold: Fold | None = None,
     ) -> None:
         """Lock and read the journal. The callbacks run in the writer thread, or within `flush`.
 
@@ -133,6 +134,7 @@ class FilesJournal:
         self._part_bytes = min(PART_BYTES, smallest // 4)
         self._group_limit = min(GROUP_LIMIT, smallest // 2)
         self._generation = 0
+        self._fold = fold
         self._claim: Entry | None = None
         self._queue: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
         self._batch: list[_Queued] = []  # appended, not flushed; the owner's thread only
@@ -268,6 +270,12 @@ class FilesJournal:
         state = self._state
         generation = max(state.position.generation, self._generation) + 1
         floor = max(state.tau, state.horizon)
+        horizon, body = 0, b""
+        if self._fold is not None:
+            for entry in self.tail(self._segments[0].start.position):
+                self._fold.add(entry)
+            floor = horizon = max(floor, self._fold.floor)
+            body = self._fold.claim_body()
         nonce = os.urandom(16)  # by which a claimer recognises its own claim
         record = encode_record(
             Kind.CLAIM,
@@ -276,30 +284,30 @@ class FilesJournal:
             generation,
             state.position.sequence + 1,
             state.position.hash,
-            0,
+            horizon,
             floor,
             nonce,
-            b"",
+            body,
         )
         self._generation = generation
         position = Position(state.position.sequence + 1, generation, record.hash)
-        if not self._fits(GROUP_BYTES + HEADER_BYTES):
+        if not self._fits(GROUP_BYTES + HEADER_BYTES + len(body)):
             self._create_spare()
         try:
-            self._write([_Queued(record.header, b"", position, floor, state.ddl)])
+            self._write([_Queued(record.header, body, position, floor, state.ddl)])
             self._note_end()
         except OSError as error:
             raise self._write_error(error) from None
         self._next = position
         self.durable = position.sequence
-        self._claim = Entry(state.position, position, Kind.CLAIM, 0, floor, 0, nonce, b"")
+        self._claim = Entry(state.position, position, Kind.CLAIM, 0, floor, horizon, nonce, body)
         self._writer = threading.Thread(target=self._run, name="journal-writer", daemon=True)
         self._writer.start()
         return Claimed(generation, position, floor, state.ddl, list(self._known), self._known_floor)
 
     # ---------------------------------------------------------------------------------------------------- append
 
-    def append(self, kind: int, flags: int, tau: int, txid: bytes, body: bytes, ddl: int) -> Position:
+    def append(self, kind: int, flags: int, tau: int, txid: bytes, body: bytes, ddl: int, horizon: int = 0) -> Position:
         """Queue one record; large bodies become data parts in front of it (rule J3)."""
         last = self._next
         sequence, hash, generation = last.sequence, last.hash, last.generation
@@ -322,7 +330,9 @@ class FilesJournal:
             parts = count
             rest = view[count * self._part_bytes :]
         sequence += 1
-        record = encode_record(kind, flags, self._cluster, generation, sequence, hash, 0, tau, txid, rest, parts, parts)
+        record = encode_record(
+            kind, flags, self._cluster, generation, sequence, hash, horizon, tau, txid, rest, parts, parts
+        )
         self._next = position = Position(sequence, generation, record.hash)
         self._queued_bytes += len(rest) + OVERHEAD
         self._batch.append(_Queued(record.header, rest, position, tau, ddl))
@@ -618,6 +628,11 @@ class FilesJournal:
     def reader(self, after: Position) -> SegmentReader:
         """Return a reader behind a position, for use in any one thread; bound it by `durable`."""
         return SegmentReader(self._layer, self._directory, self._cluster, after)
+
+    def oldest(self) -> Position:
+        """Return the position behind which the oldest segment begins."""
+        with self._lock:
+            return self._segments[0].start.position
 
     def tail(self, after: Position) -> Iterator[Entry]:
         """Yield entries behind a position up to what is durable now."""

@@ -35,6 +35,23 @@ class Claimed:
     known_floor: int
 
 
+class Fold(Protocol):
+    """What a claimer makes of the valid entries that precede its claim; `adjudicator.recovery.Recovery` is one."""
+
+    @property
+    def floor(self) -> int:
+        """The time and horizon that the claim carries."""
+        ...
+
+    def add(self, entry: Entry) -> None:
+        """Take the next valid entry."""
+        ...
+
+    def claim_body(self) -> builtins.bytes:
+        """The body that the claim carries."""
+        ...
+
+
 class Reader(Protocol):
     """Reads a journal forward. In one thread at a time, any but the engine's."""
 
@@ -80,14 +97,26 @@ class Journal(Protocol):
         ...
 
     def claim(self) -> Claimed:
-        """Become the owner with a generation above all others; durable when this returns."""
+        """Become the owner with a generation above all others; durable when this returns.
+
+        An engine that was opened with a `Fold` has given it every entry before the claim, which carries what it says.
+        """
         ...
 
     def admits(self, length: int) -> bool:
         """May a record of this length be appended? False: there is no space; nothing is lost, try again later."""
         ...
 
-    def append(self, kind: int, flags: int, tau: int, txid: builtins.bytes, body: builtins.bytes, ddl: int) -> Position:
+    def append(
+        self,
+        kind: int,
+        flags: int,
+        tau: int,
+        txid: builtins.bytes,
+        body: builtins.bytes,
+        ddl: int,
+        horizon: int = 0,
+    ) -> Position:
         """Queue one record behind all others. `ddl` is the number of the last DDL record, this one included."""
         ...
 
@@ -97,6 +126,10 @@ class Journal(Protocol):
 
     def reader(self, after: Position) -> Reader:
         """Return a reader behind a position, from any thread; PositionGoneError if trimmed."""
+        ...
+
+    def oldest(self) -> Position:
+        """Return the position behind which the journal begins; from any thread."""
         ...
 
     def tail(self, after: Position) -> Iterator[Entry]:

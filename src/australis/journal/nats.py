@@ -38,7 +38,7 @@ from australis.errors import (
     WrongClusterError,
 )
 from australis.journal import reached as reached_mark
-from australis.journal.interface import Claimed, OnDurable, OnFailed
+from australis.journal.interface import Claimed, Fold, OnDurable, OnFailed
 from australis.journal.message import PART_BYTES, PREAMBLE_BYTES, Queued, Summary, pack_message
 from australis.journal.nats_server import NatsSettings, check_servers, check_stream, stream_config
 from australis.journal.pipeline import Durable, Effect, Failed, Pipeline, Read, Refusal, Send
@@ -100,6 +100,7 @@ class NatsJournal:
         check: bool = True,
         part_bytes: int = PART_BYTES,
         patience: float = OPEN_SECONDS,
+        fold: Fold | None = None,
     ) -> None:
         """Connect, check the servers and the stream, create it if this is the first time, and read it.
 
@@ -111,6 +112,7 @@ class NatsJournal:
         self._directory = directory
         self._part_bytes = part_bytes
         self._patience = patience
+        self._fold = fold
         self._batch: list[Queued] = []  # appended, not flushed; the owner's thread only
         self._queued_bytes = 0  # the owner's thread adds,
         self._written_off = 0  # ours adds; each under the lock of the interpreter
@@ -137,6 +139,7 @@ class NatsJournal:
         self._tau = 0
         self._closing = False
         self._noted = START
+        self._noting = threading.Lock()  # the noter's thread and the one that closes write the same file
         if directory is not None:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._client = StreamClient(settings, self._answered)
@@ -274,6 +277,8 @@ class NatsJournal:
             self._mark(place, scan.last, 1, len(payload))
 
     def _remember(self, entry: Entry) -> None:
+        if self._fold is not None and self._pipeline is None:
+            self._fold.add(entry)
         if entry.kind == Kind.CLAIM:
             self._claims.append(entry)
         elif entry.kind == Kind.TRANSACTION:
@@ -319,14 +324,27 @@ class NatsJournal:
             self._check_reached()
             before = scan.summary
             floor = max(before.tau, before.horizon)
+            horizon, body = 0, b""
+            if self._fold is not None:
+                floor = horizon = max(floor, self._fold.floor)
+                body = self._fold.claim_body()
             highest = max(highest, scan.last.generation)
             nonce = os.urandom(16)
             position = scan.last
             record = encode_record(
-                Kind.CLAIM, 0, self._cluster, highest + 1, position.sequence + 1, position.hash, 0, floor, nonce, b""
+                Kind.CLAIM,
+                0,
+                self._cluster,
+                highest + 1,
+                position.sequence + 1,
+                position.hash,
+                horizon,
+                floor,
+                nonce,
+                body,
             )
             claim = Position(position.sequence + 1, highest + 1, record.hash)
-            queued = Queued(record.header, b"", claim, floor, before.ddl)
+            queued = Queued(record.header, body, claim, floor, before.ddl)
             payload, summary = pack_message([queued], position.generation, before)
             place = scan.place + 1
             await self._settle(place, nonce.hex(), payload)
@@ -370,7 +388,7 @@ class NatsJournal:
 
     # ------------------------------------------------------------------------------------------------------- append
 
-    def append(self, kind: int, flags: int, tau: int, txid: bytes, body: bytes, ddl: int) -> Position:
+    def append(self, kind: int, flags: int, tau: int, txid: bytes, body: bytes, ddl: int, horizon: int = 0) -> Position:
         """Queue one record; large bodies become data parts in front of it (rule J3)."""
         last = self._next
         sequence, hash, generation = last.sequence, last.hash, last.generation
@@ -388,7 +406,9 @@ class NatsJournal:
                 self._queue(Queued(record.header, piece, Position(sequence, generation, hash), 0, 0))
             rest = view[parts * self._part_bytes :]
         sequence += 1
-        record = encode_record(kind, flags, self._cluster, generation, sequence, hash, 0, tau, txid, rest, parts, parts)
+        record = encode_record(
+            kind, flags, self._cluster, generation, sequence, hash, horizon, tau, txid, rest, parts, parts
+        )
         self._next = position = Position(sequence, generation, record.hash)
         self._queue(Queued(record.header, rest, position, tau, ddl))
         return position
@@ -553,17 +573,24 @@ class NatsJournal:
     def _note(self, position: Position, tau: int) -> None:
         if self._directory is None:
             return
-        try:
-            reached_mark.save(self._directory, self._cluster, position, tau)
-        except OSError as error:
-            raise JournalError(f"cannot write {self._directory / reached_mark.FILE}: {error.strerror}") from None
-        self._noted = position
+        with self._noting:
+            if position.sequence < self._noted.sequence:
+                return  # somebody faster has written a later one
+            try:
+                reached_mark.save(self._directory, self._cluster, position, tau)
+            except OSError as error:
+                raise JournalError(f"cannot write {self._directory / reached_mark.FILE}: {error.strerror}") from None
+            self._noted = position
 
     # ------------------------------------------------------------------------------------------------------ reading
 
     def reader(self, after: Position) -> NatsReader:
         """Return a reader behind a position, for use in any one thread but the journal's own."""
         return NatsReader(self, after)
+
+    def oldest(self) -> Position:
+        """Return the position behind which the stream begins, as far as is known."""
+        return self._marks[0].position
 
     def tail(self, after: Position) -> Iterator[Entry]:
         """Yield entries behind a position up to what is durable now."""

@@ -49,7 +49,7 @@ log = structlog.get_logger()
 class Place:
     """A processor for one session."""
 
-    path: Path  # where its server listens
+    target: Path  # where its server listens
     number: int
     life: int
 
@@ -108,13 +108,8 @@ class ProcessorHost:
 
     @property
     def services(self) -> list[Service]:
-        """Of those that run or should."""
+        """Of those that serve or should."""
         return [slot.service for slot in self._shown()]
-
-    @property
-    def failing(self) -> list[str]:
-        """Names of those that died and are missed."""
-        return [slot.service.name for slot in self._slots if self._fails(slot)]
 
     @property
     def ports(self) -> list[int]:
@@ -323,13 +318,10 @@ class ProcessorHost:
         log.info("query_processor.prepared", number=slot.number, attempt=failures, done=done, change=change)
 
     def _shown(self) -> list[_Slot]:
-        """Those that run or should; all of a fixed number."""
+        """Those that serve or should; one that is only starting or stopping is not missed. All of a fixed number."""
         settings = self._pool.settings
-        return [
-            slot
-            for slot, one in zip(self._slots, self._pool.processors, strict=True)
-            if one.state is not State.STOPPED or settings.minimum == settings.maximum or self._fails(slot)
-        ]
+        fixed = settings.minimum == settings.maximum
+        return [slot for slot in self._slots if fixed or slot.service.serving or self._fails(slot)]
 
     def _fails(self, slot: _Slot) -> bool:
         """Has it died, and nothing serves in its place yet?"""

@@ -22,6 +22,7 @@ import stat
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -30,7 +31,6 @@ from australis.router.startup import TOKEN_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from australis.router.placement import Place
 
@@ -108,8 +108,9 @@ class Ticket:
         client: socket.socket | None,
         address: tuple[str, int] | None,
         before: Callable[[], None],
+        router: str = "",
     ) -> None:
-        self.token = secrets.token_hex(TOKEN_LENGTH // 2)
+        self.token = router + secrets.token_hex(TOKEN_LENGTH // 2)[len(router) :]
         self.upstream = upstream
         self.client = client
         self.address = address
@@ -139,8 +140,17 @@ class _Waiting:
 class HandoverListener:
     """Listens on the hand-over socket from start() to close()."""
 
-    def __init__(self, path: Path, on_start: Callable[[Session], None], on_end: Callable[[Session], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        on_start: Callable[[Session], None],
+        on_end: Callable[[Session], None],
+        number: int | None = None,
+    ) -> None:
+        """`number` of one of several routers: its tokens say so (session.c), and its socket has other names, too."""
         self._path = path
+        self._router = "" if number is None else f"r{number:02d}"
+        self._link = "" if number is None else f"handover-{number:02d}.sock"
         self._on_start = on_start
         self._on_end = on_end
         self._tickets: dict[str, Ticket] = {}
@@ -178,9 +188,22 @@ class HandoverListener:
         It is answered with client's descriptor, or without one with "relay" and the address (None: by Unix socket).
         before() is called just before the descriptor leaves: what the backend wrote to its first socket goes first.
         """
-        ticket = Ticket(upstream, client, address, before)
+        if self._link:
+            assert isinstance(upstream.target, Path), "those of other hosts present no tokens"
+            self._make_link(upstream.target.with_name(self._link))
+        ticket = Ticket(upstream, client, address, before, self._router)
         self._tickets[ticket.token] = ticket
         return ticket
+
+    def _make_link(self, link: Path) -> None:
+        """Be found beside the postmaster's socket (whose directory may have been emptied meanwhile). Raises OSError."""
+        try:
+            if os.readlink(link) == str(self._path):
+                return
+            link.unlink()
+        except FileNotFoundError:
+            pass
+        link.symlink_to(self._path)
 
     def revoke(self, ticket: Ticket) -> None:
         """The login is over, one way or the other."""

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from australis.router.startup import Refused
+
+if TYPE_CHECKING:
+    from australis.router.config import Upstream
 
 
 class Place(Protocol):
     """A query processor for one session; equal only to itself."""
 
     @property
-    def path(self) -> Path:
-        """Unix socket of its postmaster."""
+    def target(self) -> Upstream:
+        """Where its postmaster listens."""
 
 
 class Placement(Protocol):
@@ -37,20 +39,20 @@ class Placement(Protocol):
     def unreachable(self, place: Any) -> None:
         """As release: nobody listens there."""
 
-    def sockets(self) -> Sequence[Path]:
+    def sockets(self) -> Sequence[Upstream]:
         """All query processors that may have sessions."""
 
 
 @dataclass(eq=False, frozen=True, slots=True)
 class _Upstream:
-    path: Path
+    target: Upstream
 
 
 class FixedUpstreams:
     """Always the same ones: a session gets the one with the fewest. One that cannot be reached is passed over."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._upstreams = [_Upstream(path) for path in paths]
+    def __init__(self, targets: Sequence[Upstream]) -> None:
+        self._upstreams = [_Upstream(target) for target in targets]
         self._sessions = dict.fromkeys(self._upstreams, 0)  # logins included
 
     async def acquire(self, avoid: Sequence[_Upstream] = ()) -> _Upstream:
@@ -67,5 +69,5 @@ class FixedUpstreams:
     def unreachable(self, place: _Upstream) -> None:
         self.release(place)
 
-    def sockets(self) -> Sequence[Path]:
-        return [one.path for one in self._upstreams]
+    def sockets(self) -> Sequence[Upstream]:
+        return [one.target for one in self._upstreams]
