@@ -200,6 +200,47 @@ def test_the_supervisor_is_killed(start_pool: Start) -> None:
         assert session.execute("SELECT count(*) FROM kept").fetchone() == (0,)
 
 
+def test_schema_changes_while_they_come_and_go(start_pool: Start) -> None:
+    """Short sessions on a pool that grows and shrinks: conflicts are 40001, everything else is as on one."""
+    pool = start_pool({"min": 0, "max": 3, "sessions": 1, "idle": 0.3})
+    with pool.connect() as session:
+        session.execute("CREATE TABLE counted (id bigserial PRIMARY KEY, turn int)")
+    counts: list[int] = []
+    wrong: list[str] = []
+
+    def work(number: int) -> None:
+        done = 0
+        for turn in range(12):
+            with pool.router.connect() as session:
+                for _ in range(3):
+                    try:
+                        session.execute("INSERT INTO counted (turn) VALUES (%s)", (turn,))
+                        done += 1
+                        if number == 0:
+                            session.execute(f"ALTER TABLE counted ADD COLUMN c{turn}_{done} int")
+                        session.execute("SELECT id, turn FROM counted ORDER BY id DESC LIMIT 3").fetchall()
+                    except psycopg.errors.SerializationFailure:
+                        if session.broken:
+                            break
+                    except psycopg.Error as error:
+                        wrong.append(f"{type(error).__name__}: {error}")
+            if turn % 4 == number:
+                eventually(lambda: "stopped" in pool.states() or wrong, "the pool shrinks a little")
+        counts.append(done)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong, wrong[:3]
+    assert len(counts) == 4
+    with pool.connect() as session:
+        found = session.execute("SELECT count(*), count(DISTINCT id) FROM counted").fetchone()
+    assert found == (sum(counts), sum(counts))
+    assert sum(one["starts"] for one in pool.state()["processors"]) >= 3
+
+
 def test_images_of_later_catalogs(start_pool: Start) -> None:
     """A copy knows what the original knew, draws no value twice, and a damaged image is found."""
     pool = start_pool({"min": 0, "max": 2, "sessions": 2, "idle": 0.5})
