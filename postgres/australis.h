@@ -554,6 +554,7 @@ extern Tau	au_read_tau(RelId relid, CommandId curcid);
 
 /* Was anything ingested for this storage id in this transaction? */
 extern bool au_has_ingested(RelId relid);
+extern bool au_beyond_ingested(RelId relid, Bytes key);
 
 /* May parallel workers see what this transaction sees?  They read storage as of tau_start, and nothing else. */
 extern bool au_workers_see_all(void);

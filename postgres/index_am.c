@@ -305,8 +305,9 @@ other_row_exists(Bytes prefix, Bytes rowkey)
 static bool
 existing_entry(Relation index, Bytes key, KeyEntry *entry)
 {
-	/* a new index has nothing in storage before its first chunk: no look-up */
-	if (au_storage_unpublished(index) && !au_has_ingested(au_relid(index)))
+	/* a new index has nothing in storage before its first chunk, or beyond its chunks: no look-up */
+	if (au_storage_unpublished(index) &&
+		(!au_has_ingested(au_relid(index)) || au_beyond_ingested(au_relid(index), key)))
 	{
 		WbVersion  *v = au_wb_lookup(key, InvalidCommandId);
 

@@ -652,7 +652,7 @@ key_exists(Relation rel, Bytes key)
 	if (v != NULL)
 		return v->kind == WB_PUT;
 	if (au_has_ingested(relid))
-		return au_key_lookup(key, InvalidCommandId, &entry);
+		return !au_beyond_ingested(relid, key) && au_key_lookup(key, InvalidCommandId, &entry);
 	if (au_storage_unpublished(rel))
 		return false;
 

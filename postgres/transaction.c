@@ -99,6 +99,8 @@ typedef struct IngestedStorage
 {
 	uint64		relid;			/* first: lists of these are also lists of uint64 * */
 	int			level;
+	Bytes		least;			/* of all keys in its chunks */
+	Bytes		greatest;
 } IngestedStorage;
 
 typedef enum CommitState
@@ -498,8 +500,54 @@ au_has_ingested(RelId relid)
 	return list_has(ingested_relids, relid);
 }
 
+/*
+ * Is this key in none of the chunks, for all keys in them lie on one side of
+ * it?  Who loads in the order of keys need not ask storage about each.
+ */
+bool
+au_beyond_ingested(RelId relid, Bytes key)
+{
+	foreach_ptr(IngestedStorage, storage, ingested_relids)
+	{
+		if (storage->relid == relid)
+			return au_compare_bytes(key, storage->greatest) > 0 || au_compare_bytes(key, storage->least) < 0;
+	}
+	return false;
+}
+
 static void
-note_storage_ingested(RelId relid)
+keep_key(Bytes *kept, Bytes key)
+{
+	uint8	   *copy = MemoryContextAlloc(get_context(), key.len);
+
+	memcpy(copy, key.data, key.len);
+	if (kept->data)
+		pfree((void *) kept->data);
+	kept->data = copy;
+	kept->len = key.len;
+}
+
+static void
+note_keys(IngestedStorage *storage, const IngestEntry *entries, int n)
+{
+	Bytes		least = entries[0].key,
+				greatest = entries[0].key;
+
+	for (int i = 1; i < n; i++)
+	{
+		if (au_compare_bytes(entries[i].key, least) < 0)
+			least = entries[i].key;
+		if (au_compare_bytes(entries[i].key, greatest) > 0)
+			greatest = entries[i].key;
+	}
+	if (storage->least.data == NULL || au_compare_bytes(least, storage->least) < 0)
+		keep_key(&storage->least, least);
+	if (storage->greatest.data == NULL || au_compare_bytes(greatest, storage->greatest) > 0)
+		keep_key(&storage->greatest, greatest);
+}
+
+static void
+note_storage_ingested(RelId relid, const IngestEntry *entries, int n)
 {
 	IngestedStorage *storage;
 	MemoryContext old;
@@ -510,12 +558,14 @@ note_storage_ingested(RelId relid)
 			continue;
 		if (known->level == 0)
 			elog(ERROR, "a storage id was given out twice in one transaction");
+		note_keys(known, entries, n);
 		return;
 	}
 	old = MemoryContextSwitchTo(get_context());
-	storage = palloc(sizeof(IngestedStorage));
+	storage = palloc0(sizeof(IngestedStorage));
 	storage->relid = relid;
 	storage->level = GetCurrentTransactionNestLevel();
+	note_keys(storage, entries, n);
 	ingested_relids = lappend(ingested_relids, storage);
 	MemoryContextSwitchTo(old);
 }
@@ -676,7 +726,7 @@ ingest_chunk(const IngestEntry *entries, int n, CommandId cid)
 	in_flight[nin_flight].seq = ingest_seq;
 	nin_flight++;
 	/* garbage of an abort includes what is on its way */
-	note_storage_ingested(pg_ntoh64(relid));
+	note_storage_ingested(pg_ntoh64(relid), entries, n);
 	ingest_wait(sent ? INGEST_WINDOW : 0);
 }
 

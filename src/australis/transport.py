@@ -129,12 +129,15 @@ class Connection(asyncio.Protocol):
         self.identity, self.handler = identity, handler
         self.peer: Greeting | None = None
         self.paused = False
+        self.heard = 0.0  # when something came, in the loop's time
+        self._listening = True
         self.refusal = ""  # what the peer said, or what we said, before it was closed
         self._greets_first = greets_first
         self._begun, self._ended = begun, ended
         self._limit = limit
         self._large = large
         self._decoder = FrameDecoder(GREETING_BYTES)
+        self._clock = asyncio.get_running_loop().time
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -165,19 +168,26 @@ class Connection(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """Take no more messages for now."""
+        self._listening = False
         if not self.transport.is_closing():
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Take messages again."""
+        self._listening, self.heard = True, self._clock()
         if not self.transport.is_closing():
             self.transport.resume_reading()
+
+    def silent_for(self, seconds: float) -> bool:
+        """Has the peer said nothing for so long, though we listen?"""
+        return self._listening and self._clock() - self.heard > seconds
 
     # ------------------------------------------------------------------------------------------------- of asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say who we are, or wait for the other to do so."""
         self.transport = cast(asyncio.Transport, transport)
+        self.heard = asyncio.get_running_loop().time()
         self.transport.set_write_buffer_limits(HIGH_WATER)
         if self._begun is not None:  # not before: after a failed TLS handshake nothing would end it
             self._begun(self)
@@ -214,6 +224,7 @@ class Connection(asyncio.Protocol):
         """Hand over the messages that are complete."""
         if self.transport.is_closing():
             return
+        self.heard = self._clock()
         try:
             bodies = self._decoder.feed(data)
             if self.peer is None and bodies:
@@ -347,12 +358,16 @@ class Link:
         *,
         wanted: Callable[[Greeting], bool] = lambda greeting: True,
         limit: int = MAX_FRAME,
+        silence: float | None = None,
     ) -> None:
-        """`wanted` says whether a peer is the one to stay with (a candidate that does not serve is not)."""
+        """`wanted` says whether a peer is the one to stay with (a candidate that does not serve is not).
+
+        A peer that promises to say something now and then is left after `silence` seconds without a word.
+        """
         if not addresses:
             raise AddressError("a link needs an address")
         self._addresses, self._identity, self._handler = addresses, identity, handler
-        self._wanted, self._limit = wanted, limit
+        self._wanted, self._limit, self._silence = wanted, limit, silence
         self._task: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
         self._over: asyncio.Future[str] | None = None
@@ -437,9 +452,20 @@ class Link:
                     )
         except (OSError, ssl.SSLError, TimeoutError) as error:
             return str(error) or "no answer"
+        if self._silence is not None:
+            await self._listen(over, self._silence)
         ending = await over
         self._connection = None
         return None if was_good else ending
+
+    async def _listen(self, over: asyncio.Future[str], silence: float) -> None:
+        """Leave a peer that is silent: stopped, or cut off without a word."""
+        while not over.done():
+            await asyncio.wait([over], timeout=silence / 2)
+            connection = self._connection
+            if not over.done() and connection is not None and connection.silent_for(silence):
+                connection.refusal = f"silent for {silence:.0f} s"
+                connection.transport.abort()
 
 
 class _Chosen:

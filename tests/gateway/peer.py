@@ -45,7 +45,7 @@ from australis.protocol.messages import (
     any_decoder,
     wide_commit_decoder,
 )
-from australis.storage.store import NativeStore
+from australis.storage.store import open_store
 from australis.transport import Address, Connection, Identity, listen
 
 
@@ -60,8 +60,7 @@ class Peer:
         self.merge: Merge[tuple[int, int, bytes, bytes]] = Merge(len(self.map.adjudicators), 0)
         self.nodes = {number: Adjudicator(self, number) for number in self.map.adjudicators}
         directory = Path(config.data).parent / "peer"
-        directory.mkdir(exist_ok=True)
-        self.store = NativeStore(str(directory), config.cluster_id)
+        self.store = open_store(directory, config.cluster_id)
         self.applied = 1
         self.subscribers: dict[Connection, list[tuple[bytes, bytes]]] = {}
         self.waiting: list[tuple[int, Callable[[], None]]] = []

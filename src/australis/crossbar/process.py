@@ -41,6 +41,7 @@ from australis.crossbar.hub import (
 from australis.errors import AustralisError, JournalError, ProtocolError
 from australis.files import write_atomically
 from australis.journal.record import START, Entry, Position
+from australis.observe import observed
 from australis.partition_map import PartitionMap
 from australis.protocol.messages import (
     Error,
@@ -60,11 +61,13 @@ from australis.protocol.messages import (
     Subscribe,
     Trim,
     WantWatermark,
+    Watermark,
 )
 from australis.transport import Address, Connection, Identity, Link, Server, listen
 
 POSITIONS_SECONDS = 1.0
 TRIM_SECONDS = 5.0
+KEEP_ALIVE_SECONDS = 0.25
 SEND_BYTES = 256 << 10
 
 log = structlog.get_logger()
@@ -140,7 +143,11 @@ class CrossbarService:
             self._control = Link(config.control, config.identity, _Control(self))
             self._control.start()
         self._server = await listen(config.listen, config.identity, lambda: _Client(self))
-        self._tasks = [asyncio.create_task(self._remember()), asyncio.create_task(self._trim())]
+        self._tasks = [
+            asyncio.create_task(self._remember()),
+            asyncio.create_task(self._trim()),
+            asyncio.create_task(self._keep_alive()),
+        ]
 
     def _follow(self, journal: int) -> None:
         addresses = self.config.adjudicators.get(journal)
@@ -182,6 +189,13 @@ class CrossbarService:
             if self.hub.watermark != noted:
                 noted = self.hub.watermark
                 await self._note_positions()
+
+    async def _keep_alive(self) -> None:
+        """Say something to every subscriber, so that it knows that we live although the journals are silent."""
+        while True:
+            await asyncio.sleep(KEEP_ALIVE_SECONDS)
+            for client in list(self.clients):
+                client.keep_alive()
 
     async def _trim(self) -> None:
         """Tell adjudicators what no replica needs any more."""
@@ -439,6 +453,12 @@ class _Client:
             if not self.connection.transport.is_closing():
                 self.connection.transport.writelines(out)
 
+    def keep_alive(self) -> None:
+        """Repeat the last watermark, if nothing else was sent."""
+        subscriber = self.subscriber
+        if subscriber is not None and not subscriber.paused and not self._out and (subscriber.live or self._replay):
+            self.connection.send(Watermark(subscriber.sent))
+
     def writable(self, connection: Connection, yes: bool) -> None:
         """It does not read, or reads again."""
         if self.subscriber is None:
@@ -572,7 +592,8 @@ async def serve(role: RoleConfig, stop: asyncio.Event) -> None:
     announce(service="crossbar", name=config.name)
     service.failed.add_done_callback(lambda _: stop.set())
     try:
-        await stop.wait()
+        async with observed(role, service.status):
+            await stop.wait()
     finally:
         await service.stop()
     if service.failed.done():

@@ -27,10 +27,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import msgspec
 import structlog
+from prometheus_client import Histogram
 
 from australis.clock import Clock, open_clock
 from australis.control_plane.layout import ClusterError
@@ -41,6 +42,7 @@ from australis.errors import AustralisError, ProtocolError
 from australis.files import write_atomically
 from australis.journal.record import Kind
 from australis.keyspace import SystemRelation, relation_range
+from australis.observe import Observed, observed
 from australis.page import PROCESSORS, SharedPage, Word, process_lives
 from australis.partition_map import PartitionMap
 from australis.process import announce
@@ -69,6 +71,7 @@ from australis.protocol.messages import (
     ShardStart,
     ShardSubscribe,
     Snapshot,
+    SnapshotReply,
     Stats,
     StatsReply,
     Status,
@@ -101,6 +104,7 @@ from australis.query_processor.plane import (
     entries,
     touches_sequences,
 )
+from australis.traces import NoTraces
 from australis.transport import Address, Connection, Identity, Link, Server, listen
 
 LARGE_BUDGET = 1 << 30
@@ -136,6 +140,10 @@ _adjudicator_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
 _replica_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
     GetReply | ScanReply | StatsReply | Error | StatusReply
 )
+MAX_ASKED = 10_000
+CROSSBAR_SILENCE = 1.5
+"""Seconds after which a crossbar that says nothing is left: it says something four times a second."""
+
 _crossbar_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
     ShardStart | ShardRecord | Watermark | Error | StatusReply
 )
@@ -143,6 +151,12 @@ _peer_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
     CatalogWait | CatalogDone | Status | StatusReply | Error
 )
 _control_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(MapReply | Error | StatusReply)
+
+
+class _Asker(Protocol):
+    """Whoever is answered: a connection of a backend, or ourselves."""
+
+    def answer(self, message: msgspec.Struct) -> None: ...
 
 
 class Gateway:
@@ -168,6 +182,9 @@ class Gateway:
         self._adjudicators: dict[int, Link] = {}
         self._replicas: dict[str, Link] = {}
         self._peers: dict[str, Link] = {}
+        self._seen: Observed | None = None
+        self._asked: dict[object, int] = {}  # commit or snapshot -> when, in ns
+        self._seconds: dict[type[msgspec.Struct], Histogram] = {}
         self._crossbar: _Subscription
         self._held: list[tuple[int, int, Client, msgspec.Struct]] = []  # until the clock's earliest has reached a time
         self._numbers = itertools.count()
@@ -203,7 +220,9 @@ class Gateway:
             if name != config.name:
                 self._peers[name] = self._link([address], identity, _Peer(self, name))
         self._crossbar = _Subscription(self)
-        self._crossbar.link = self._link(_turned(peers.crossbars, config.number), identity, self._crossbar)
+        self._crossbar.link = self._link(
+            _turned(peers.crossbars, config.number), identity, self._crossbar, silence=CROSSBAR_SILENCE
+        )
         if peers.control:
             self._link(peers.control, identity, _Control(self))
         if config.listen:
@@ -213,14 +232,22 @@ class Gateway:
             ("storage.sock", "storage", lambda: _ReadClient(self)),
         ):
             local = Identity(self.cluster, role, config.name, lambda: self.generation)
-            address = Address(path=str(self.run / name))
-            self._servers.append(await listen(address, local, accept, large=_arriving))
+            place = Address(path=str(self.run / name))
+            self._servers.append(await listen(place, local, accept, large=_arriving))
         self.background(self._tick(), "gateway timers")
         self.background(self._report_oldest(), "gateway oldest snapshot")
 
-    def _link(self, addresses: list[str], identity: Identity, handler: Any, *, serving: bool = False) -> Link:
+    def _link(
+        self,
+        addresses: list[str],
+        identity: Identity,
+        handler: Any,
+        *,
+        serving: bool = False,
+        silence: float | None = None,
+    ) -> Link:
         wanted: Callable[[Any], bool] = (lambda peer: peer.generation != 0) if serving else (lambda peer: True)
-        link = Link([Address.parse(text) for text in addresses], identity, handler, wanted=wanted)
+        link = Link([Address.parse(text) for text in addresses], identity, handler, wanted=wanted, silence=silence)
         self._links.append(link)
         link.start()
         return link
@@ -292,31 +319,31 @@ class Gateway:
     def carry_out(self, effects: Iterable[Effect]) -> None:
         """Do what was decided, in order."""
         for effect in effects:
-            kind = type(effect)
-            if kind is Answer:
+            if isinstance(effect, Answer):
                 self.answer(effect.client, effect.message, effect.tau)
-            elif kind is Ask:
+            elif isinstance(effect, Ask):
                 link = self._replicas.get(effect.replica)
                 if link is not None:
                     link.send(effect.message)
-            elif kind is Send:
+            elif isinstance(effect, Send):
                 self._adjudicators[effect.to].send(effect.message)
-            elif kind is Want:
+            elif isinstance(effect, Want):
                 self._crossbar.want(effect.tau)
-            elif kind is Publish:
+            elif isinstance(effect, Publish):
                 self._publish(effect.tau, effect.ddl)
-            elif kind is Decision:
+            elif isinstance(effect, Decision):
                 self._decided(effect)
-            elif kind is Loaded:
+            elif isinstance(effect, Loaded):
                 self.give_back(effect.budget)
                 if effect.client is not None:
                     reply = effect.reply
                     told = Answer(effect.client, reply, reply.tau)
                     self.carry_out(self.timeline.when(reply.tau, told) if reply.tau else [told])
-            elif kind is TellPeer:
+            elif isinstance(effect, TellPeer):
                 if not self._peers[effect.peer].send(effect.message):
                     self.carry_out(self.barrier.down(effect.peer))
             else:
+                assert isinstance(effect.client, Connection), "another gateway asks over one"
                 self._locals.append((effect.client, effect.id, effect.n, self.at))
                 if len(self._locals) == 1:
                     self._look_at_processors()
@@ -330,7 +357,39 @@ class Gateway:
             heapq.heappush(self._held, (tau, next(self._numbers), client, message))
             self._schedule_held()
             return
-        client.answer(message)  # type: ignore[attr-defined]
+        if self._seen is not None:
+            self._answered(client, message, self._seen)
+        cast(_Asker, client).answer(message)
+
+    def observe(self, seen: Observed) -> None:
+        """Show latencies and traces from now on."""
+        if not seen.measured and isinstance(seen.traces, NoTraces):
+            return
+        self._seconds = {
+            CommitReply: seen.metrics.histogram("commit_seconds", "From a backend's COMMIT to its answer"),
+            SnapshotReply: seen.metrics.histogram("snapshot_seconds", "Until a transaction has its snapshot"),
+        }
+        self._seen = seen
+
+    def asked(self, client: Client, message: WideCommit | Snapshot) -> None:
+        """A backend waits for an answer; its latency is of interest."""
+        if self._seen is None:
+            return
+        if len(self._asked) >= MAX_ASKED:
+            self._asked.clear()  # of backends that went away
+        name = message.txid if isinstance(message, WideCommit) else (client, message.id)
+        self._asked[name] = time.time_ns()
+
+    def _answered(self, client: Client, message: msgspec.Struct, seen: Observed) -> None:
+        if not isinstance(message, CommitReply | SnapshotReply):
+            return
+        name = message.txid if isinstance(message, CommitReply) else (client, message.id)
+        asked, now = self._asked.pop(name, 0), time.time_ns()
+        if asked:
+            self._seconds[type(message)].observe((now - asked) / 1e9)
+            if isinstance(message, CommitReply) and seen.traces.wants(message.txid):
+                outcome = Outcome(message.outcome).name.lower()
+                seen.traces.span("commit", message.txid, asked, now, outcome=outcome)
 
     def _schedule_held(self) -> None:
         if self._held_timer is None and self._held:
@@ -342,7 +401,7 @@ class Gateway:
         earliest = self.clock.now()[0]
         while self._held and self._held[0][0] <= earliest:
             _, _, client, message = heapq.heappop(self._held)
-            client.answer(message)  # type: ignore[attr-defined]
+            cast(_Asker, client).answer(message)
         self._schedule_held()
 
     def _schedule_reads(self) -> None:
@@ -635,7 +694,6 @@ class _Subscription(_Handler):
 
     def received(self, connection: Connection, body: bytes) -> None:
         message = _crossbar_decoder.decode(body)
-        gateway = self.gateway
         if isinstance(message, ShardStart):
             if message.status != FeedStatus.OK:
                 connection.fail("55000", f"crossbar refuses the subscription: status {message.status}")
@@ -649,7 +707,6 @@ class _Subscription(_Handler):
                 self._take(message)
         elif isinstance(message, Error):
             log.warning("gateway.crossbar_complains", error=message.message)
-        del gateway
 
     def _take(self, message: ShardRecord | Watermark) -> None:
         gateway = self.gateway
@@ -739,8 +796,10 @@ class _QueryClient(_Handler):
         commits, at = gateway.commits, gateway.at
         budget, self._granted = self._granted, 0
         if isinstance(message, WideCommit):
+            gateway.asked(self, message)
             gateway.carry_out(commits.commit(self, message, budget, at))
         elif isinstance(message, Snapshot):
+            gateway.asked(self, message)
             gateway.carry_out(gateway.timeline.ask(self, message.id, gateway.now(), at))
         elif isinstance(message, Ingest):
             check_ingest(message)
@@ -990,20 +1049,22 @@ async def serve(config: RoleConfig, stop: asyncio.Event) -> None:
         processors = Processors(config, gateway)
         await asyncio.to_thread(processors.end_leftovers)
         _prepare_run(Path(config.run))
-        stopped = asyncio.ensure_future(stop.wait())
+        stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
         stack.callback(stopped.cancel)
         await gateway.start()
         stack.push_async_callback(gateway.close)
         preparing = asyncio.ensure_future(asyncio.to_thread(processors.prepare))
-        starting = asyncio.ensure_future(_start_processors(stack, gateway, processors, preparing))
-        await asyncio.wait({starting, stopped, gateway.failed}, return_when=asyncio.FIRST_COMPLETED)
+        starting: asyncio.Future[Any] = asyncio.ensure_future(_start_processors(stack, gateway, processors, preparing))
+        failed: asyncio.Future[Any] = gateway.failed
+        await asyncio.wait({starting, stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await starting
         if not stop.is_set() and not gateway.failed.done():
             announce(service="gateway", name=config.name, port=processors.ports[0], generation=gateway.generation)
-            await asyncio.wait({stopped, gateway.failed}, return_when=asyncio.FIRST_COMPLETED)
+            gateway.observe(await stack.enter_async_context(observed(config, gateway.status)))
+            await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
         if gateway.failed.done():
             raise gateway.failed.result()
 

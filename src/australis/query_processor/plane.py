@@ -543,7 +543,7 @@ class Commits:
     def resolved(self, number: int, reply: ResolveReply, at: float) -> list[Effect]:
         """An adjudicator says what became of a transaction."""
         txid, outcome = reply.txid, reply.outcome
-        self.resolved_count(outcome)
+        self.learned += outcome != Outcome.PENDING
         item = self._open.get(txid)
         if item is not None and item.leader == number and item.generation:
             if outcome == Outcome.COMMITTED:
@@ -570,10 +570,6 @@ class Commits:
                 if outcome == Outcome.KILLED:
                     self._remember(txid, (-1, 0))
         return self._take()
-
-    def resolved_count(self, outcome: int) -> None:
-        """Count for status."""
-        self.learned += outcome != Outcome.PENDING
 
     # ------------------------------------------------------------------------------------------------ bulk loads
 
@@ -681,7 +677,7 @@ FIRST_HEDGE = 0.05
 LEAST_HEDGE, LONGEST_HEDGE = 0.005, 1.0
 MEASURED = 128
 RETRY_SECONDS = 0.02
-AVOID_SECONDS = 1.0
+AVOID_SECONDS, LONGEST_AVOIDED = 1.0, 30.0
 HEDGE_AGAIN = 1.0
 NO_VALUE = 0xFFFFFFFF
 _ENTRY = struct.Struct("<IIq")
@@ -693,7 +689,7 @@ Reply = GetReply | ScanReply | StatsReply
 class _Replica:
     """How a replica has answered lately."""
 
-    __slots__ = ("_count", "_p95", "_taken", "avoid_until", "outstanding", "usual")
+    __slots__ = ("_count", "_p95", "_pause", "_taken", "avoid_until", "outstanding", "usual")
 
     def __init__(self) -> None:
         self._taken: deque[float] = deque(maxlen=MEASURED)
@@ -702,8 +698,16 @@ class _Replica:
         self.usual = 0.0
         self.outstanding = 0
         self.avoid_until = 0.0
+        self._pause = AVOID_SECONDS
+
+    def failed(self, at: float) -> None:
+        """It did not answer, or could not: it gets another chance later, each time later."""
+        if self.avoid_until <= at:
+            self.avoid_until = at + self._pause
+            self._pause = min(2 * self._pause, LONGEST_AVOIDED)
 
     def measured(self, seconds: float) -> None:
+        self._pause = AVOID_SECONDS
         self._taken.append(seconds)
         self.usual += (seconds - self.usual) / 16
         self._count += 1
@@ -871,7 +875,7 @@ class Reads:
 
     def _hedge(self, part: _Part, at: float) -> None:
         for name in part.attempts.values():
-            self._replicas[name].avoid_until = at + AVOID_SECONDS
+            self._replicas[name].failed(at)
         if self._choose(part, at) is None:
             self._timer(part, at + HEDGE_AGAIN)  # nobody else to ask
             return
@@ -892,7 +896,7 @@ class Reads:
         del part.attempts[reply.id]
         read = part.read
         status = reply.status if not isinstance(reply, StatsReply) else ReadStatus.OK
-        if status != ReadStatus.NOT_FRESH:
+        if status == ReadStatus.OK:
             state.measured(at - asked)
         if status == ReadStatus.OK:
             self._forget(part)
@@ -908,7 +912,7 @@ class Reads:
             self.retried += 1
             part.failure = status
             if status != ReadStatus.BELOW_HORIZON:
-                state.avoid_until = at + AVOID_SECONDS
+                state.failed(at)
             if not part.attempts:
                 if self._choose(part, at) is not None:
                     self._dispatch(part, at)
