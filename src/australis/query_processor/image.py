@@ -4,10 +4,10 @@
     image n: the files of a query processor that was shut down cleanly with the catalogs of schema change n
 
 What must hold: everything in image 0 is deterministic (same PostgreSQL, same scripts: same OIDs), for the DDL log
-names objects by OID. An image is complete and synced before its checksum gets its name: a torn or damaged one is found.
-Image 0 is made again then, with the same content; the others only spare the replay of the log and are dropped. Image 0
-knows only the password of its making; later ones come with the DDL log. A copy of image n must not think it is its
-original: the name of the owner of sequence ranges is left out.
+names objects by OID. An image is complete and synced before it gets its name, and has a checksum: a torn or damaged one
+is found. Image 0 is made again then, with the same content; the others only spare the replay of the log and are
+dropped. Image 0 knows only the password of its making; later ones come with the DDL log. A copy of image n must not
+think it is its original: the name of the owner of sequence ranges is left out.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def newest(base: Path) -> Image:
 
 
 def newest_version(base: Path) -> int:
-    """Of the newest image that says it is whole; cheap."""
-    return max((_version(file) for file in _later(base) if _checksum_file(file).exists()), default=0)
+    """Of the newest image, whole or not; cheap."""
+    return max(map(_version, _later(base)), default=0)
 
 
 def drop_later(base: Path) -> None:
@@ -116,8 +116,9 @@ def take(base: Path, data: Path, version: int, stop: threading.Event, copied: th
         checksum = file_crc32c(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        # the checksum first: an image that is found has one
+        write_atomically(_checksum_file(image), f"{checksum:08x} {temporary.stat().st_size} {made_from}\n".encode())
         temporary.replace(image)
-        write_atomically(_checksum_file(image), f"{checksum:08x} {image.stat().st_size} {made_from}\n".encode())
         for earlier in _later(base):
             if _version(earlier) < version:
                 _remove(earlier)

@@ -34,6 +34,8 @@ PROBE_INTERVAL = 0.01
 REFRESH_CHANGES = 200
 """Schema changes that a start may have to replay before a newer image is worth its making: about 50 ms."""
 
+FAR_BEHIND: Final = "an image is far ahead of it"
+
 USAGE = """
 SELECT count(*) FILTER (WHERE pid <> pg_backend_pid() AND (backend_type = 'client backend' OR
          (state = 'active' AND backend_type NOT IN ('autovacuum worker', 'australis catalog applier')))),
@@ -81,6 +83,8 @@ class QueryProcessor:
         if first_image:
             image.drop_later(self.image)
         source = None if reason is None or not self.image.exists() else image.newest(self.image)
+        if source is not None and reason == FAR_BEHIND and not self._far_behind(source.version):
+            source = None  # that image was a damaged one
         relies = source is not None and source.file == self.image  # on image 0; others were looked at
         if (not trusted or relies or not self.image.exists()) and not image.whole(self.image):
             image.build(self.image, self.data, self._installation, self._password)
@@ -90,7 +94,7 @@ class QueryProcessor:
             image.extract(source.file, self.data)
             done, self.version = f"rebuilt: {reason}", source.version
         else:
-            self.version = int(read_json(self._boot).get("version") or 0)
+            self.version = self._noted_version()
         (self.data / "postmaster.pid").unlink(missing_ok=True)  # nothing runs: whatever it says is stale
         self._mark(clean=False)
         self.fresh = done != "kept"
@@ -109,9 +113,15 @@ class QueryProcessor:
             return "there is no image"
         if mark.get("image") != made:
             return "made from another image"
-        if image.newest_version(self.image) - int(mark.get("version") or 0) > REFRESH_CHANGES:
-            return "an image is far ahead of it"
+        if self._far_behind(image.newest_version(self.image)):
+            return FAR_BEHIND
         return None
+
+    def _far_behind(self, version: int) -> bool:
+        return version - self._noted_version() > REFRESH_CHANGES
+
+    def _noted_version(self) -> int:
+        return int(read_json(self._boot).get("version") or 0)
 
     def _mark(self, *, clean: bool) -> None:
         mark = {
