@@ -1449,8 +1449,8 @@ catch_up(void)
 
 	if (first)
 	{
-		/* after a crash the sequences of every database may be behind */
-		if (au_sequences_unclean())
+		/* after a crash, and in a copy, the sequences of every database may be behind; at change 0 there are none */
+		if (au_sequences_unclean() && au_ddl_applied() > 0)
 			foreach(lc, all_databases())
 				if (!run_applier(lfirst_oid(lc)))
 				return false;
