@@ -483,6 +483,7 @@ extern void au_index_entry(Relation index, const Datum *values, const bool *isnu
 						   Bytes rowkey, StringInfo key, StringInfo value);
 
 /* Delete all entries of the old row version (called by the table AM). */
+extern bool au_index_incomplete(Relation heap);
 extern void au_index_delete_entries(Relation heap, TupleTableSlot *oldslot, Bytes rowkey, CommandId cid);
 
 /* Row key inside an index entry's value (without relation id). */
@@ -575,6 +576,27 @@ extern void au_ingest(const IngestEntry *entries, int n);
 /* Commit only these key/values, at once, outside the current transaction. */
 extern void au_commit_autonomous(Bytes key, Bytes value);
 extern bool au_commit_compare_and_set(Bytes key, Bytes value, Tau read_at);
+
+/* mode bytes of a commit, docs/formats.md section 6; bits 0-1 are the lock mode */
+#define AU_MODE_BLIND		0x04
+#define AU_MODE_VALIDATE	0x20
+
+typedef struct BatchEntry
+{
+	Bytes		key;
+	Bytes		value;			/* without data: none */
+	uint8		mode;
+} BatchEntry;
+
+typedef enum AuBatchOutcome
+{
+	AU_BATCH_COMMITTED,
+	AU_BATCH_CONFLICT,			/* a key was written or locked after the start */
+	AU_BATCH_SCHEMA,			/* the relation changed after it */
+} AuBatchOutcome;
+
+extern AuBatchOutcome au_commit_batch(const BatchEntry *entries, int n, uint64 relation, Tau start);
+extern Tau	au_renew_tau_start(void);
 
 /* ------------------------------------------------------- messages.c, client.c */
 

@@ -1109,8 +1109,13 @@ name_relations(Capture *capture)
 						name_default(capture, effect);
 					break;
 				case IndexRelationId:
-					/* not for changed flags of an index: no row was read */
+					/*
+					 * Not for changed flags of an index, nor for one that is
+					 * not valid yet: no row was read, or each was validated
+					 * (online_index.c).
+					 */
 					if (effect->op == DDL_INSERT &&
+						((Form_pg_index) GETSTRUCT(effect->tuple))->indisvalid &&
 						created_here(capture, effect_oid(effect, Anum_pg_index_indexrelid)))
 						note_depends(capture, effect_oid(effect, Anum_pg_index_indrelid));
 					break;

@@ -16,6 +16,7 @@
  *-------------------------------------------------------------------------
  */
 #include "australis.h"
+#include "online_index.h"
 
 #include "access/genam.h"
 #include "access/multixact.h"
@@ -1017,7 +1018,7 @@ tuple_update(Relation rel, ItemPointer otid, TupleTableSlot *slot, CommandId cid
 		fetch_old(rel, otid, &target, old);
 		if (!key_columns)
 			key_columns = attributes_differ(rel, keys, old, slot);
-		if (moved || attributes_differ(rel, attrs, old, slot))
+		if (moved || attributes_differ(rel, attrs, old, slot) || au_index_incomplete(rel))
 		{
 			au_index_delete_entries(rel, old, as_bytes(oldkey), cid);
 			*update_indexes = TU_All;
@@ -1311,9 +1312,7 @@ static void
 index_validate_scan(Relation heap, Relation index, struct IndexInfo *info, Snapshot snapshot,
 					struct ValidateIndexState *state)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("indexes of the cluster are not built in two scans")));
+	au_online_index_validate(heap, index, info);
 }
 
 /* --------------------------------------------------------------- estimates */
