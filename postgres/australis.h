@@ -61,6 +61,7 @@ typedef int64 Tau;				/* nanoseconds since the Unix epoch */
 #define AU_SYS_SEQUENCE ((RelId) 2)
 #define AU_SYS_LAYOUT	((RelId) 3)
 #define AU_SYS_CLUSTER	((RelId) 4)
+#define AU_SYS_STATISTICS ((RelId) 5)
 
 #define AU_PROCESSORS_MAX	16	/* query processors of one host */
 
@@ -484,6 +485,10 @@ extern void au_index_entry(Relation index, const Datum *values, const bool *isnu
 
 /* Delete all entries of the old row version (called by the table AM). */
 extern bool au_index_incomplete(Relation heap);
+
+/* statistics.c: ANALYZE begins to read this table */
+extern void au_statistics_note(Relation rel);
+
 extern void au_index_delete_entries(Relation heap, TupleTableSlot *oldslot, Bytes rowkey, CommandId cid);
 
 /* Row key inside an index entry's value (without relation id). */
@@ -716,6 +721,9 @@ extern void au_ddl_shmem_init(void);
 
 extern Size au_peers_shmem_size(void);
 extern void au_peers_shmem_init(void);
+extern Size au_statistics_shmem_size(void);
+extern void au_statistics_shmem_init(void);
+extern void au_statistics_init(void);
 extern void au_peers_init(void);
 extern void au_ddl_give_way(void);	/* 40001 if this transaction bars the log */
 extern void au_ddl_register(void);	/* background worker, from _PG_init */

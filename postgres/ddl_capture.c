@@ -1016,6 +1016,9 @@ name_class(Capture *capture, Effect *effect)
 			(entry->inserted == NULL ||
 			 ((Form_pg_class) GETSTRUCT(entry->inserted->tuple))->relfilenode != cls->relfilenode))
 			au_sequence_forget(cls->relfilenode);
+		if (entry->inserted == NULL &&
+			(RELKIND_HAS_TABLE_AM(cls->relkind) || cls->relkind == RELKIND_PARTITIONED_TABLE))
+			au_statistics_forget(cls->oid);
 		return;
 	}
 
@@ -1226,10 +1229,9 @@ identity_tuple(Effect *effect)
 	return heap_form_tuple(desc, values, nulls);
 }
 
-static void
-encode_effect(StringInfo buf, Effect *effect)
+void
+au_ddl_encode_tuple(StringInfo buf, HeapTuple tuple)
 {
-	HeapTuple	tuple = effect->op == DDL_DELETE ? identity_tuple(effect) : effect->tuple;
 	HeapTupleHeader header = tuple->t_data;
 	int			flags = 0;
 
@@ -1238,12 +1240,18 @@ encode_effect(StringInfo buf, Effect *effect)
 		flags |= DDL_HAS_NULLS;
 	if (header->t_infomask & HEAP_HASVARWIDTH)
 		flags |= DDL_HAS_VARWIDTH;
-	au_mp_array(buf, 4);
-	au_mp_int(buf, catalog_of(effect));
-	au_mp_int(buf, effect->op);
 	au_mp_int(buf, HeapTupleHeaderGetNatts(header) | flags << 16);
 	au_mp_bin(buf, (char *) header + offsetof(HeapTupleHeaderData, t_bits),
 			  tuple->t_len - offsetof(HeapTupleHeaderData, t_bits));
+}
+
+static void
+encode_effect(StringInfo buf, Effect *effect)
+{
+	au_mp_array(buf, 4);
+	au_mp_int(buf, catalog_of(effect));
+	au_mp_int(buf, effect->op);
+	au_ddl_encode_tuple(buf, effect->op == DDL_DELETE ? identity_tuple(effect) : effect->tuple);
 }
 
 static List *

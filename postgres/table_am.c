@@ -279,6 +279,8 @@ scan_begin(Relation rel, Snapshot snapshot, int nkeys, struct ScanKeyData *key,
 	scan->base.rs_parallel = pscan;
 	if (flags & (SO_TYPE_SEQSCAN | SO_TYPE_SAMPLESCAN))
 		pgstat_count_heap_scan(rel);
+	if (flags & SO_TYPE_ANALYZE)
+		au_statistics_note(rel);
 	scan->unnamed = au_tid_unnamed && (flags & SO_TYPE_SEQSCAN) != 0;
 	/* a sequential scan begins with its first row: the slot for it may say that less has to be read */
 	if (!(flags & SO_TYPE_SEQSCAN))

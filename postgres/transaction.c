@@ -19,7 +19,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "australis.h"
+#include "ddl.h"
 
 #include <limits.h>
 #include <time.h>
@@ -1255,6 +1255,7 @@ pre_commit(void)
 		MyXactFlags &= ~XACT_FLAGS_ACCESSEDTEMPNAMESPACE;
 	}
 
+	au_statistics_before_commit();
 	initStringInfo(&ddl_record);
 	has_ddl = au_ddl_collect(&ddl_record, &ddl_changed, &depends);
 	if (!has_ddl && au_wb_is_empty())

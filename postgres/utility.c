@@ -714,6 +714,7 @@ drop_database_rows(Oid database)
 	initStringInfo(&lo);
 	initStringInfo(&hi);
 	initStringInfo(&batch);
+	au_statistics_forget_database(database);
 	database_range(&lo, &hi, database);
 	for (;;)
 	{
