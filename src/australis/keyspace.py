@@ -24,6 +24,7 @@ class SystemRelation(IntEnum):
     SEQUENCES = 2
     LAYOUTS = 3
     CLUSTER = 4
+    STATISTICS = 5
 
 
 def relation_id(database: int, relfilenumber: int) -> int:
