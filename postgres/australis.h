@@ -20,9 +20,10 @@
  *	  layout.c		 how a table's rows are keyed; rekey.c: another key later
  *	  table_am.c	 the table access method
  *	  index_am.c	 the index access method (index_scan.c, index_build.c,
- *					 index_cost.c)
+ *					 index_cost.c); online_index.c: built under writes
  *	  messages.c	 msgpack, framing; client.c: sockets, waiting
  *	  ddl_capture.c, ddl_apply.c  catalog effects out and in
+ *	  statistics.c	 what ANALYZE finds, on all query processors
  *	  sequence.c	 durable bounds of sequences
  *	  peers.c		 catalogs of the other query processors of this host
  *	  object_ids.c	 numbers that no other query processor gives out

@@ -41,6 +41,7 @@
 
 #include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/multixact.h"
 #include "access/nbtree.h"
 #include "access/table.h"
 #include "access/tableam.h"
@@ -48,10 +49,12 @@
 #include "catalog/dependency.h"
 #include "catalog/index.h"
 #include "catalog/namespace.h"
+#include "catalog/partition.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_index.h"
 #include "commands/defrem.h"
 #include "commands/progress.h"
+#include "commands/vacuum.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
@@ -94,8 +97,12 @@ typedef struct Build
 	int			rows;			/* of the next batch */
 	int			failures;		/* of this batch */
 	int64		done;			/* rows looked at */
+	int64		entries;		/* of the index, about */
 	int64		total;
 	int64		blocks;
+	List	   *parents;		/* indexes of partitioned tables, which this one's builds make valid */
+	int			parts;			/* indexes to be built, and built */
+	int			parts_done;
 } Build;
 
 typedef enum Step
@@ -108,7 +115,8 @@ typedef enum Step
 /* PostgreSQL's statement runs: its builds do nothing, and what it creates is kept here */
 static bool deferring = false;
 static Oid	deferred_heap = InvalidOid;
-static Oid	created = InvalidOid;
+static MemoryContext deferred_context = NULL;
+static List *created = NIL;
 
 static inline Bytes
 as_bytes(StringInfo s)
@@ -214,7 +222,8 @@ index_batch(Build *b, Relation heap, Relation index, IndexInfo *info, Tau tau)
 	BatchEntry *batch;
 	NewEntry   *entries;
 	int			n = 0,
-				nrows = 0;
+				nrows = 0,
+				kept = 0;
 	Bytes		last = {NULL, 0};
 	bool		more;
 	AuBatchOutcome outcome = AU_BATCH_COMMITTED;
@@ -243,7 +252,10 @@ index_batch(Build *b, Relation heap, Relation index, IndexInfo *info, Tau tau)
 		last = row.key;
 		nrows++;
 		if (row.tau > b->since)
+		{
+			kept += predicate == NULL;
 			continue;
+		}
 		MemoryContextReset(econtext->ecxt_per_tuple_memory);
 		au_row_store(row.value, slot, false);
 		slot->tts_tableOid = RelationGetRelid(heap);
@@ -281,6 +293,7 @@ index_batch(Build *b, Relation heap, Relation index, IndexInfo *info, Tau tau)
 			appendStringInfoCharMacro(&b->position, '\0');
 		}
 		b->done += nrows;
+		b->entries += n + kept;
 		b->failures = 0;
 		b->rows = Min(b->rows * 2, BATCH_ROWS);
 		step = more ? STEP_ON : STEP_END;
@@ -346,6 +359,7 @@ begin_pass(Build *b, Relation heap, Relation index, Tau tau)
 	b->index_number = index->rd_locator.relNumber;
 	b->since = tau;
 	b->done = 0;
+	b->entries = 0;
 	au_read_stats(au_relid(heap), &b->total, &bytes);
 	b->blocks = (bytes + BLCKSZ - 1) / BLCKSZ;
 }
@@ -357,12 +371,12 @@ report(Build *b)
 	const int	params[] = {
 		PROGRESS_CREATEIDX_COMMAND, PROGRESS_CREATEIDX_INDEX_OID, PROGRESS_CREATEIDX_ACCESS_METHOD_OID,
 		PROGRESS_CREATEIDX_PHASE, PROGRESS_CREATEIDX_SUBPHASE, PROGRESS_CREATEIDX_TUPLES_TOTAL,
-		PROGRESS_SCAN_BLOCKS_TOTAL
+		PROGRESS_SCAN_BLOCKS_TOTAL, PROGRESS_CREATEIDX_PARTITIONS_TOTAL, PROGRESS_CREATEIDX_PARTITIONS_DONE
 	};
 	const int64 values[] = {
 		b->command, b->index, AU_INDEX_AM_OID,
 		PROGRESS_CREATEIDX_PHASE_BUILD, PROGRESS_BTREE_PHASE_INDEXBUILD_TABLESCAN, b->total,
-		b->blocks
+		b->blocks, b->parts, b->parts_done
 	};
 
 	pgstat_progress_start_command(PROGRESS_COMMAND_CREATE_INDEX, b->heap);
@@ -431,6 +445,14 @@ step_batch(Build *b)
 	return step;
 }
 
+static void
+update_size(Relation rel, int64 rows)
+{
+	vac_update_relstats(rel, RelationGetNumberOfBlocks(rel), (double) rows, rel->rd_rel->relallvisible,
+						rel->rd_rel->relallfrozen, rel->rd_rel->relhasindex,
+						InvalidTransactionId, InvalidMultiXactId, NULL, NULL, true);
+}
+
 /* STEP_AGAIN: the table was given other storage since the pass. */
 static Step
 step_valid(Build *b)
@@ -450,11 +472,46 @@ step_valid(Build *b)
 			au_ddl_note_statement(b->tag);
 			index_set_state_flags(b->index, INDEX_CREATE_SET_VALID);
 			CacheInvalidateRelcache(heap);
+			/* what was counted, as PostgreSQL's builds do */
+			if (b->done > 0)
+			{
+				update_size(heap, b->done);
+				update_size(index, b->entries);
+			}
 		}
 	}
 	index_close(index, NoLock);
 	table_close(heap, NoLock);
 	return step;
+}
+
+/* All indexes below these are valid. */
+static Step
+step_parents_valid(Build *b)
+{
+	foreach_oid(oid, b->parents)
+	{
+		Oid			heap = IndexGetRelation(oid, true);
+		HeapTuple	tuple;
+		bool		valid = true;
+
+		if (!OidIsValid(heap))
+			continue;			/* dropped */
+		LockRelationOid(heap, ShareUpdateExclusiveLock);
+		(void) au_tau_start();
+		tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(oid));
+		if (HeapTupleIsValid(tuple))
+		{
+			valid = ((Form_pg_index) GETSTRUCT(tuple))->indisvalid;
+			ReleaseSysCache(tuple);
+		}
+		if (valid)
+			continue;
+		au_ddl_note_statement(b->tag);
+		index_set_state_flags(oid, INDEX_CREATE_SET_VALID);
+		CacheInvalidateRelcacheByRelid(heap);
+	}
+	return STEP_END;
 }
 
 /* Remove what a plain CREATE INDEX leaves when it fails. */
@@ -593,7 +650,8 @@ au_online_index_wanted(IndexStmt *stmt, bool top_level)
 		PortalContext == NULL)
 		return false;
 	kind = get_rel_relkind(relid);
-	if (kind != RELKIND_RELATION && kind != RELKIND_MATVIEW)
+	if (kind != RELKIND_RELATION && kind != RELKIND_MATVIEW &&
+		(kind != RELKIND_PARTITIONED_TABLE || stmt->concurrent))
 		return false;
 	/* alone on its query processor, the plain form has a lock that keeps all writers out */
 	return stmt->concurrent || (!IsInTransactionBlock(top_level) && au_peers_exist());
@@ -603,7 +661,15 @@ bool
 au_online_index_deferred(Relation index, IndexInfo *info)
 {
 	/* of CONCURRENTLY's two scans the second one does it all */
-	return info->ii_Concurrent || (deferring && RelationGetRelid(index) == created);
+	return info->ii_Concurrent || (deferring && list_member_oid(created, RelationGetRelid(index)));
+}
+
+/* The statement's table, or a partition of it. */
+static bool
+is_deferred(Oid heap)
+{
+	return heap == deferred_heap ||
+		(get_rel_relispartition(heap) && list_member_oid(get_partition_ancestors(heap), deferred_heap));
 }
 
 void
@@ -624,8 +690,13 @@ au_online_index_created(Oid index)
 		Form_pg_index form = (Form_pg_index) GETSTRUCT(tuple);
 
 		ready = form->indisready;
-		if (deferring && !OidIsValid(created) && form->indrelid == deferred_heap)
-			created = index;
+		if (deferring && is_deferred(form->indrelid))
+		{
+			MemoryContext old = MemoryContextSwitchTo(deferred_context);
+
+			created = lappend_oid(created, index);
+			MemoryContextSwitchTo(old);
+		}
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
@@ -643,11 +714,12 @@ au_online_index_created(Oid index)
 }
 
 static pg_noinline void
-run_deferred(Oid heap, void (*statement) (void *), void *arg)
+run_deferred(Oid heap, MemoryContext context, void (*statement) (void *), void *arg)
 {
 	deferring = true;
 	deferred_heap = heap;
-	created = InvalidOid;
+	deferred_context = context;
+	created = NIL;
 	PG_TRY();
 	{
 		statement(arg);
@@ -659,39 +731,88 @@ run_deferred(Oid heap, void (*statement) (void *), void *arg)
 	PG_END_TRY();
 }
 
+/* Take back that it is valid; false: it was not. */
+static bool
+make_invalid(Oid index)
+{
+	HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(index));
+	bool		valid;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for index %u", index);
+	valid = ((Form_pg_index) GETSTRUCT(tuple))->indisvalid;
+	ReleaseSysCache(tuple);
+	if (valid)
+		index_set_state_flags(index, INDEX_DROP_CLEAR_VALID);
+	return valid;
+}
+
 void
 au_online_index_create(IndexStmt *stmt, void (*statement) (void *), void *arg)
 {
 	bool		concurrent = stmt->concurrent;
+	int64		command = concurrent ? PROGRESS_CREATEIDX_COMMAND_CREATE_CONCURRENTLY :
+		PROGRESS_CREATEIDX_COMMAND_CREATE;
 	MemoryContext caller = CurrentMemoryContext;
-	Build		b;
-	ErrorData  *error;
+	MemoryContext context = build_context();
+	MemoryContext old;
+	List	   *builds = NIL;
+	Build		root;
+	ErrorData  *error = NULL;
+	Step		step;
 
-	run_deferred(RangeVarGetRelid(stmt->relation, NoLock, true), statement, arg);
-	if (!OidIsValid(created))
+	run_deferred(RangeVarGetRelid(stmt->relation, NoLock, true), context, statement, arg);
+	if (created == NIL)
+	{
+		MemoryContextDelete(context);
 		return;					/* IF NOT EXISTS */
+	}
 	CommandCounterIncrement();
-	init_build(&b, build_context(), IndexGetRelation(created, false), created, "CREATE INDEX",
-			   concurrent ? PROGRESS_CREATEIDX_COMMAND_CREATE_CONCURRENTLY : PROGRESS_CREATEIDX_COMMAND_CREATE);
-	index_set_state_flags(created, INDEX_DROP_CLEAR_VALID);
+	/* the first is the statement's own, those of partitions follow */
+	init_build(&root, context, IndexGetRelation(linitial_oid(created), false), linitial_oid(created),
+			   "CREATE INDEX", command);
+	old = MemoryContextSwitchTo(context);
+	foreach_oid(index, created)
+	{
+		bool		valid = make_invalid(index);
+
+		if (get_rel_relkind(index) == RELKIND_INDEX)
+		{
+			Build	   *b = palloc_object(Build);
+
+			init_build(b, context, IndexGetRelation(index, false), index, root.tag, command);
+			builds = lappend(builds, b);
+		}
+		else if (valid)
+			root.parents = lappend_oid(root.parents, index);
+	}
+	MemoryContextSwitchTo(old);
 	next_transaction();
-	MemoryContextSwitchTo(b.context);
-	error = complete(&b);
+	MemoryContextSwitchTo(context);
+	foreach_ptr(Build, b, builds)
+	{
+		b->parts = root.parents != NIL ? list_length(builds) : 0;
+		b->parts_done = foreach_current_index(b);
+		error = complete(b);
+		if (error != NULL)
+			break;
+	}
+	if (error == NULL && root.parents != NIL)
+		error = insist(&root, step_parents_valid, &step);
 	if (error != NULL)
 	{
 		if (!concurrent)
 		{
-			Step		step;
-			ErrorData  *more = insist(&b, step_drop, &step);
+			ErrorData  *more = insist(&root, step_drop, &step);
 
 			if (more != NULL)
 				ereport(WARNING,
-						(errmsg("index \"%s\" is left invalid: %s", b.name, more->message),
-						 errhint("REINDEX INDEX completes it, DROP INDEX removes it.")));
+						(errmsg("index \"%s\" is left invalid: %s", root.name, more->message),
+						 errhint("DROP INDEX removes it.")));
 		}
 		ThrowErrorData(error);
 	}
-	finish(&b, caller);
+	finish(&root, caller);
 }
 
 /* The index that REINDEX is to complete, or 0. */
@@ -771,7 +892,7 @@ au_online_index_validate(Relation heap, Relation index, IndexInfo *info)
 	Build		b;
 	Step		step;
 
-	if (deferring && RelationGetRelid(index) == created)
+	if (deferring && list_member_oid(created, RelationGetRelid(index)))
 		return;
 	init_build(&b, CurrentMemoryContext, RelationGetRelid(heap), RelationGetRelid(index), "REINDEX", 0);
 	begin_pass(&b, heap, index, au_renew_tau_start());

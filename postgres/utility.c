@@ -1106,10 +1106,9 @@ check_new_relation(Oid relid)
 			cls->relnamespace != PG_TOAST_NAMESPACE)
 			refuse_index_am(get_am_name(cls->relam));
 		if (cls->relkind == RELKIND_INDEX && cls->relam == AU_INDEX_AM_OID)
-		{
 			au_rekey_note_new_index(relid);
+		if (index && cls->relam == AU_INDEX_AM_OID)
 			au_online_index_created(relid);
-		}
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);

@@ -329,3 +329,61 @@ def test_cancelled(processors: Processors) -> None:
             session.execute("SET statement_timeout = 0")
             assert states(session, "long") in (left, {})
         session.execute("DROP TABLE long")
+
+
+def test_partitioned_table_under_writes(processors: Processors) -> None:
+    """The plain form, on a table of partitions: all of its indexes become valid, or none is left."""
+    with processors.connect(0) as session:
+        session.execute("CREATE TABLE parts (id int, a int) PARTITION BY RANGE (id)")
+        session.execute("CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (5000)")
+        session.execute(
+            "CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM (5000) TO (10001) PARTITION BY LIST (a)"
+        )
+        session.execute("CREATE TABLE parts_2_rest PARTITION OF parts_2 DEFAULT")
+        session.execute("INSERT INTO parts SELECT g, g % 100 FROM generate_series(1, 10000) g")
+    stop = threading.Event()
+    wrong: list[str] = []
+    turns = [0] * COUNT
+
+    def write(number: int) -> None:
+        generator = random.Random(number)
+        with processors.connect(number) as session:
+            while not stop.is_set():
+                try:
+                    session.execute(
+                        "UPDATE parts SET a = %s WHERE id = %s", (generator.randint(0, 99), generator.randint(1, 10000))
+                    )
+                    turns[number] += 1
+                except psycopg.errors.SerializationFailure:
+                    continue
+                except psycopg.Error as error:
+                    wrong.append(str(error))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(COUNT)]
+    for thread in threads:
+        thread.start()
+    with processors.connect(1) as session:
+        session.execute("CREATE INDEX parts_a ON parts (a) INCLUDE (id)")
+    with processors.connect(2) as session:
+        session.execute("CREATE UNIQUE INDEX parts_id ON parts (id, a)")
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong
+    assert all(turns)
+    for number in range(COUNT):
+        with processors.connect(number) as session:
+            found = session.execute(
+                "SELECT indexrelid::regclass::text, indisvalid FROM pg_index WHERE indexrelid::regclass::text LIKE 'parts%'"
+            ).fetchall()
+            assert {(name, True) for name, _ in found} == set(found)
+            for partition in ("parts_1", "parts_2_rest"):
+                wrong += differences(session, f"{partition}_a_id_idx", "a, id", "true", partition)
+    assert not wrong
+    with processors.connect(0) as session:
+        session.execute("DROP INDEX parts_id")
+        session.execute("INSERT INTO parts SELECT * FROM parts WHERE id = 7000")
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            session.execute("CREATE UNIQUE INDEX parts_id ON parts (id, a)")
+        assert session.execute("SELECT count(*) FROM pg_class WHERE relname LIKE 'parts%id_a_idx'").fetchone() == (0,)
+        session.execute("DROP TABLE parts")
