@@ -793,6 +793,26 @@ failed:
 }
 
 static PyObject *
+py_set_ranges(StoreObject *self, PyObject *args)
+{
+	Py_buffer	packed;
+	PyObject   *result = NULL;
+	StoreStatus status = STORE_OK;
+
+	if (!check_open(self) || !PyArg_ParseTuple(args, "y*", &packed))
+		return NULL;
+	ENTER(self)
+	StoreBytes	ranges = {packed.buf, packed.len};
+
+	status = store_set_ranges(self->store, ranges);
+	LEAVE(self)
+	result = status == STORE_OK ? Py_NewRef(Py_None) : raise_status(status);
+failed:
+	PyBuffer_Release(&packed);
+	return result;
+}
+
+static PyObject *
 py_sync(StoreObject *self, PyObject *args)
 {
 	int			clean = 0;
@@ -941,6 +961,7 @@ static PyMethodDef store_methods[] = {
 	{"stats", (PyCFunction) py_stats, METH_O, NULL},
 	{"meta", (PyCFunction) py_meta, METH_O, NULL},
 	{"set_meta", (PyCFunction) py_set_meta, METH_VARARGS, NULL},
+	{"set_ranges", (PyCFunction) py_set_ranges, METH_VARARGS, NULL},
 	{"sync", (PyCFunction) py_sync, METH_VARARGS, NULL},
 	{"copy", (PyCFunction) py_copy, METH_VARARGS, NULL},
 	{"reader_check", (PyCFunction) py_reader_check, METH_NOARGS, NULL},

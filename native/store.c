@@ -59,7 +59,7 @@
 #define ROW_HAS_NULL 1			/* in the second byte of a row image (docs/formats.md, section 2) */
 
 #define BOOT_ID_LEN 36
-#define MAX_POSITION 512
+#define MAX_POSITION 16384
 #define MAX_PATH 4096
 #define MAX_OPEN 16				/* stores open in one process */
 
@@ -95,6 +95,9 @@ struct Store
 	uint8_t		cluster[16];
 	uint8_t		position[MAX_POSITION];
 	size_t		position_len;
+	uint8_t    *ranges;			/* what store_set_ranges() was given, NULL: everything */
+	StoreBytes *bounds;			/* lo and hi of each range, in order, into `ranges` */
+	size_t		nranges;
 };
 
 struct StoreReader
@@ -503,6 +506,8 @@ store_close(Store *store)
 		pthread_mutex_unlock(&open_lock);
 	}
 	pthread_mutex_destroy(&store->lock);
+	free(store->bounds);
+	free(store->ranges);
 	free(store);
 }
 
@@ -1989,6 +1994,101 @@ check_meta_key(StoreBytes key)
 	return STORE_OK;
 }
 
+/* Ranges as u16 length and bytes (big-endian) of each lo and hi. */
+StoreStatus
+store_set_ranges(Store *store, StoreBytes packed)
+{
+	const uint8_t *data = packed.data;
+	uint8_t    *copy = NULL;
+	StoreBytes *bounds = NULL;
+	size_t		n = 0,
+				at,
+				i;
+
+	for (at = 0; at < packed.len; n++)
+	{
+		size_t		len = at + 2 <= packed.len ? (size_t) data[at] << 8 | data[at + 1] : packed.len;
+
+		if (at + 2 > packed.len || len > packed.len - at - 2)
+			return fail(STORE_MALFORMED, "ranges of keys that are cut short");
+		at += 2 + len;
+	}
+	if (n % 2 != 0)
+		return fail(STORE_MALFORMED, "a range of keys without an end");
+	if (n > 0)
+	{
+		copy = malloc(packed.len);
+		bounds = malloc(n * sizeof(StoreBytes));
+		if (!copy || !bounds)
+		{
+			free(copy);
+			free(bounds);
+			return fail(STORE_FAILED, "out of memory");
+		}
+		memcpy(copy, data, packed.len);
+		for (at = 0, i = 0; i < n; i++)
+		{
+			size_t		len = (size_t) copy[at] << 8 | copy[at + 1];
+
+			bounds[i] = (StoreBytes) {copy + at + 2, len};
+			at += 2 + len;
+		}
+	}
+	pthread_mutex_lock(&store->lock);
+	free(store->ranges);
+	free(store->bounds);
+	store->ranges = copy;
+	store->bounds = bounds;
+	store->nranges = n / 2;
+	pthread_mutex_unlock(&store->lock);
+	return STORE_OK;
+}
+
+static int
+compare_bytes(const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
+{
+	int			cmp = memcmp(a, b, a_len < b_len ? a_len : b_len);
+
+	return cmp != 0 ? cmp : (a_len > b_len) - (a_len < b_len);
+}
+
+/* Is a key one of ours? The last range that begins at or below it says so. */
+static bool
+in_ranges(const Store *store, const Write *write)
+{
+	size_t		low = 0,
+				high = store->nranges;
+
+	while (low < high)
+	{
+		size_t		middle = (low + high) / 2;
+		StoreBytes	lo = store->bounds[2 * middle];
+
+		if (compare_bytes(lo.data, lo.len, write->key, write->key_len) <= 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	if (low == 0)
+		return false;
+	return compare_bytes(write->key, write->key_len,
+						 store->bounds[2 * low - 1].data, store->bounds[2 * low - 1].len) < 0;
+}
+
+/* Leave out what belongs to other shards. */
+static void
+keep_ours(const Store *store, WriteList *list)
+{
+	size_t		kept = 0;
+
+	if (!store->bounds)
+		return;
+	for (size_t i = 0; i < list->n; i++)
+		if (in_ranges(store, &list->items[i]))
+			list->items[kept++] = list->items[i];
+	list->n = kept;
+}
+
 StoreStatus
 store_apply(Store *store, const StoreRecord *records, size_t n, StoreBytes position, const StoreMeta *meta)
 {
@@ -2026,6 +2126,7 @@ store_apply(Store *store, const StoreRecord *records, size_t n, StoreBytes posit
 	}
 	new_position = position.data ? position.data : store->position;
 	new_position_len = position.data ? position.len : store->position_len;
+	keep_ours(store, &list);
 	if (!list.sorted)
 		qsort(list.items, list.n, sizeof(Write), compare_writes);
 

@@ -211,6 +211,13 @@ typedef struct StoreMeta
 extern StoreStatus store_apply(Store *store, const StoreRecord *records, size_t n, StoreBytes position,
 							   const StoreMeta *meta);
 
+/*
+ * Of records that are applied from now on, keep only keys in these ranges:
+ * [lo, hi) in order, each bound as a big-endian u16 length and its bytes.
+ * Nothing: everything.  Not for store_apply_feed().
+ */
+extern StoreStatus store_set_ranges(Store *store, StoreBytes packed);
+
 /* What store_apply_feed() has applied; the rest is of the last record of it. */
 typedef struct StoreFed
 {

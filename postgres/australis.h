@@ -519,6 +519,7 @@ pg_noreturn extern void au_report_refused(Relation rel);
 
 /* tau_start of this transaction, taken now if there is none yet. */
 extern Tau	au_tau_start(void);
+extern void au_newest_snapshot(Tau *acked, int64 *ddl);
 extern bool au_has_tau_start(void);
 
 /* Read as of another running transaction's time (exported snapshots). */
@@ -560,6 +561,7 @@ extern Tau	au_read_tau(RelId relid, CommandId curcid);
 
 /* Was anything ingested for this storage id in this transaction? */
 extern bool au_has_ingested(RelId relid);
+extern bool au_beyond_ingested(RelId relid, Bytes key);
 
 /* May parallel workers see what this transaction sees?  They read storage as of tau_start, and nothing else. */
 extern bool au_workers_see_all(void);
@@ -687,6 +689,7 @@ extern bool au_read_key(Bytes key, Tau tau, StringInfo buf);
 
 /* rows and bytes of a storage id, as of the newest applied time */
 extern void au_read_stats(RelId relid, int64 *rows, int64 *bytes);
+extern void au_read_current_stats(RelId relid, int64 *rows, int64 *bytes);
 
 /* --------------------------------------------- ddl_capture.c, ddl_apply.c */
 
@@ -765,6 +768,7 @@ typedef enum PageWord
 	PAGE_STORAGE_PID = 10,
 	PAGE_STORE = 11,			/* changes when the store's files are replaced */
 	PAGE_SETVALS = 13,			/* counts the setvals of this host's query processors */
+	PAGE_GATEWAY = 14,			/* 1: others commit too, so a gateway tells what is the newest time */
 	PAGE_PROCESSORS = 64,		/* four words each: peers.c */
 	PAGE_SLOTS = 512
 } PageWord;
@@ -772,6 +776,7 @@ typedef enum PageWord
 #define PAGE_DISK_FULL	(-1)	/* PAGE_STORAGE_PID: cannot apply before there is space */
 
 extern bool au_page_there(void);
+extern bool au_behind_gateway(void);
 extern int64 au_page_read(PageWord word);
 extern void au_page_wait(PageWord word, int64 seen, int ms);
 extern void au_page_write(PageWord word, int64 value);	/* words of this query processor only */

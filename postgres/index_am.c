@@ -251,6 +251,17 @@ note_prefix_read(Bytes prefix)
 	pfree(hi.data);
 }
 
+/*
+ * Nobody conflicts with an entry of an index that is not unique.  With one of
+ * a deferrable constraint, readers of a prefix do (note_prefix_read); among
+ * several adjudicators its owner has to hear of it for that.
+ */
+static bool
+entries_are_blind(const IndexShape *shape)
+{
+	return !shape->unique && !(shape->deferrable && au_behind_gateway());
+}
+
 static void
 raise_duplicate(Relation heap, Relation index, const Datum *values, const bool *isnull, Bytes prefix)
 {
@@ -294,8 +305,9 @@ other_row_exists(Bytes prefix, Bytes rowkey)
 static bool
 existing_entry(Relation index, Bytes key, KeyEntry *entry)
 {
-	/* a new index has nothing in storage before its first chunk: no look-up */
-	if (au_storage_unpublished(index) && !au_has_ingested(au_relid(index)))
+	/* a new index has nothing in storage before its first chunk, or beyond its chunks: no look-up */
+	if (au_storage_unpublished(index) &&
+		(!au_has_ingested(au_relid(index)) || au_beyond_ingested(au_relid(index), key)))
 	{
 		WbVersion  *v = au_wb_lookup(key, InvalidCommandId);
 
@@ -422,7 +434,7 @@ au_index_insert(Relation index, Datum *values, bool *isnull, ItemPointer heap_ti
 
 	au_index_value(&value, index, values, isnull, rowkey);
 	(void) au_wb_put(as_bytes(&key), as_bytes(&value), cid,
-					 shape.unique ? LockTupleExclusive : LockTupleNoKeyExclusive, !shape.unique);
+					 shape.unique ? LockTupleExclusive : LockTupleNoKeyExclusive, entries_are_blind(&shape));
 
 done:
 	pfree(key.data);
@@ -648,7 +660,7 @@ au_index_delete_entries(Relation heap, TupleTableSlot *oldslot, Bytes rowkey, Co
 			continue;
 		}
 		(void) au_wb_delete(as_bytes(&c->key), cid,
-							shape.unique ? LockTupleExclusive : LockTupleNoKeyExclusive, !shape.unique);
+							shape.unique ? LockTupleExclusive : LockTupleNoKeyExclusive, entries_are_blind(&shape));
 		RelationClose(index);
 	}
 	if (c->estate != NULL)

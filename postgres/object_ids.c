@@ -105,7 +105,7 @@ take_block(void)
 	initStringInfo(&batch);
 	au_key_append_relid(&key, AU_SYS_CLUSTER);
 	appendBinaryStringInfo(&key, "oid", 3);
-	au_page_snapshot(&acked, &ddl);
+	au_newest_snapshot(&acked, &ddl);
 	acked = Max(acked, AU_TAU_EMPTY);
 	if (au_read_key((Bytes) {(uint8 *) key.data, key.len}, acked, &batch))
 	{

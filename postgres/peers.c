@@ -136,6 +136,8 @@ alive(int processor)
 bool
 au_peers_exist(void)
 {
+	if (au_behind_gateway())
+		return true;			/* on other hosts */
 	for (int i = 0; i < AU_PROCESSORS_MAX; i++)
 		if (alive(i))
 			return true;

@@ -452,9 +452,11 @@ au_read_key(Bytes key, Tau tau, StringInfo buf)
 void
 au_read_stats(RelId relid, int64 *rows, int64 *bytes)
 {
+	Tau			tau = au_has_tau_start() ? au_tau_start() : (Tau) au_page_read(PAGE_ACKED);
+
 	*rows = 0;
 	*bytes = 0;
-	wait_fresh(au_has_tau_start() ? au_tau_start() : (Tau) au_page_read(PAGE_ACKED));
+	wait_fresh(tau);
 	if (au_storage_driver == 0)
 	{
 		StoreStats	stats;
@@ -472,11 +474,12 @@ au_read_stats(RelId relid, int64 *rows, int64 *bytes)
 		MpReader	reply;
 
 		initStringInfo(&msg);
-		au_mp_array(&msg, 3);
+		au_mp_array(&msg, 4);
 		au_mp_int(&msg, TAG_STATS);
 		au_mp_int(&msg, ++request_id);
 		au_mp_array(&msg, 1);
 		au_mp_int(&msg, (int64) relid);
+		au_mp_int(&msg, tau);
 		ask(&msg, &reply);
 		if (au_mp_read_array(&reply) < 3 || au_mp_read_int(&reply) != TAG_STATS + 1 ||
 			au_mp_read_int(&reply) != request_id)
@@ -490,4 +493,17 @@ au_read_stats(RelId relid, int64 *rows, int64 *bytes)
 		}
 		pfree(msg.data);
 	}
+}
+
+/*
+ * The same, with everything that was committed before.  Behind a gateway the
+ * page only knows what this host has heard of, which is good enough to plan
+ * by.
+ */
+void
+au_read_current_stats(RelId relid, int64 *rows, int64 *bytes)
+{
+	if (au_behind_gateway())
+		(void) au_tau_start();
+	au_read_stats(relid, rows, bytes);
 }

@@ -323,7 +323,7 @@ read_record(const BoundKey *key, Bound *bound, bool *is_called, Tau *at)
 	initStringInfo(&k);
 	initStringInfo(&batch);
 	bound_key(&k, key);
-	au_page_snapshot(&acked, &ddl);
+	au_newest_snapshot(&acked, &ddl);
 	*at = acked = Max(acked, AU_TAU_EMPTY);
 	found = au_read_key((Bytes) {(uint8 *) k.data, k.len}, acked, &batch);
 	if (found)

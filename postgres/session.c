@@ -47,6 +47,7 @@
  */
 #include "australis.h"
 
+#include <ctype.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -78,6 +79,7 @@
 #define TOKEN_PARAMETER		"australis.session_token"
 #define TOKEN_LENGTH		32
 #define HANDOVER_SOCKET		"handover.sock"
+#define HANDOVER_OF_ROUTER	"handover-%c%c.sock"	/* one of several */
 #define HANDOVER_MAGIC		"AUH1"
 #define HANDOVER_TIMEOUT	10000	/* ms, for the whole exchange */
 #define CONNECT_RETRY		5		/* ms, while the router's backlog is full */
@@ -166,18 +168,27 @@ wait_for(pgsocket sock, int events, TimestampTz deadline, const char *what)
 	}
 }
 
-/* Connect to the router's hand-over socket. */
+/*
+ * Connect to the hand-over socket of the router that issued this token: of
+ * several, its first letters "rNN" say which.
+ */
 static pgsocket
-connect_router(TimestampTz deadline)
+connect_router(const char *token, TimestampTz deadline)
 {
 	struct sockaddr_un addr;
 	pgsocket	sock;
+	char		name[sizeof(HANDOVER_OF_ROUTER)];
 	int			len;
 
+	if (token[0] == 'r' && isdigit((unsigned char) token[1]) &&
+		isdigit((unsigned char) token[2]))
+		snprintf(name, sizeof(name), HANDOVER_OF_ROUTER, token[1], token[2]);
+	else
+		strlcpy(name, HANDOVER_SOCKET, sizeof(name));
 	memset(&addr, 0, sizeof(addr));
 	addr.sun_family = AF_UNIX;
 	len = snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/%s",
-				   au_run_directory ? au_run_directory : "", HANDOVER_SOCKET);
+				   au_run_directory ? au_run_directory : "", name);
 	if (len >= (int) sizeof(addr.sun_path))
 	{
 		errno = ENAMETOOLONG;
@@ -466,7 +477,7 @@ wait_for_catalogs(void)
 
 	if (!au_enabled)
 		return;
-	au_page_snapshot(&acked, &n);
+	au_newest_snapshot(&acked, &n);
 	au_ddl_wait_applied(n);
 }
 
@@ -500,7 +511,7 @@ authenticate_session(Port *port, int status)
 			ereport(FATAL,
 					(errcode(ERRCODE_PROTOCOL_VIOLATION),
 					 errmsg("malformed session token")));
-		router = connect_router(deadline);
+		router = connect_router(token, deadline);
 		send_router(router, psprintf("%s%s", HANDOVER_MAGIC, token),
 					strlen(HANDOVER_MAGIC) + TOKEN_LENGTH, deadline);
 		memset(&reply, 0, sizeof(reply));

@@ -180,6 +180,13 @@ the_page(void)
 	return page;
 }
 
+/* Are there other hosts, whose commits our page does not know at once? */
+bool
+au_behind_gateway(void)
+{
+	return the_page()[PAGE_GATEWAY] != 0;
+}
+
 int64
 au_page_read(PageWord word)
 {

@@ -43,7 +43,7 @@ stored_bytes(RelId relid)
 	int64		rows;
 	int64		bytes;
 
-	au_read_stats(relid, &rows, &bytes);
+	au_read_current_stats(relid, &rows, &bytes);
 	au_wb_estimate(relid, &rows, &bytes);
 	return (Max(bytes, 0) + BLCKSZ - 1) / BLCKSZ * BLCKSZ;
 }

@@ -655,7 +655,7 @@ key_exists(Relation rel, Bytes key)
 	if (v != NULL)
 		return v->kind == WB_PUT;
 	if (au_has_ingested(relid))
-		return au_key_lookup(key, InvalidCommandId, &entry);
+		return !au_beyond_ingested(relid, key) && au_key_lookup(key, InvalidCommandId, &entry);
 	if (au_storage_unpublished(rel))
 		return false;
 
@@ -753,9 +753,11 @@ insert_row(Relation rel, TupleTableSlot *slot, CommandId cid)
 
 	/*
 	 * Nobody else can know a hidden key before we commit: nothing to check
-	 * and nothing to record.
+	 * and nothing to record.  But among several adjudicators the owner hears
+	 * of a row only by its key: it has to know that the table was written, for
+	 * schema changes (rule A5) and SERIALIZABLE readers.
 	 */
-	version = au_wb_put(as_bytes(key), as_bytes(row), cid, LockTupleExclusive, !keyed);
+	version = au_wb_put(as_bytes(key), as_bytes(row), cid, LockTupleExclusive, !keyed && !au_behind_gateway());
 	au_tid_assign(&slot->tts_tid, as_bytes(key), version, tids_needed(rel));
 	slot->tts_tableOid = RelationGetRelid(rel);
 	mark_written(slot, version);
@@ -1216,7 +1218,7 @@ relation_vacuum(Relation rel, struct VacuumParams *params, BufferAccessStrategy 
 	bool		frozen_updated,
 				minmulti_updated;
 
-	au_read_stats(au_relid(rel), &rows, &bytes);
+	au_read_current_stats(au_relid(rel), &rows, &bytes);
 	pages = RelationGetNumberOfBlocks(rel);
 	tuples = (double) rows;
 	allvis = pages;
@@ -1327,7 +1329,7 @@ relation_size(Relation rel, ForkNumber fork)
 
 	if (fork != MAIN_FORKNUM && fork != InvalidForkNumber)
 		return 0;
-	au_read_stats(au_relid(rel), &rows, &bytes);
+	au_read_current_stats(au_relid(rel), &rows, &bytes);
 	au_wb_estimate(au_relid(rel), &rows, &bytes);
 	/* whole pages, as everything that asks expects */
 	return (uint64) (bytes + BLCKSZ - 1) / BLCKSZ * BLCKSZ;
@@ -1382,7 +1384,7 @@ scan_sample_next_block(TableScanDesc sscan, struct SampleScanState *state)
 	BlockNumber nblocks;
 	BlockNumber block;
 
-	au_read_stats(au_relid(sscan->rs_rd), &rows, &bytes);
+	au_read_current_stats(au_relid(sscan->rs_rd), &rows, &bytes);
 	nblocks = (BlockNumber) (rows / SAMPLE_ROWS_PER_BLOCK + 1);
 	if (tsm->NextSampleBlock)
 	{

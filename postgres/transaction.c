@@ -56,6 +56,8 @@
 #define TAG_INGEST_REPLY	7
 #define TAG_DROP			8
 #define TAG_ERROR			9
+#define TAG_SNAPSHOT		50
+#define TAG_SNAPSHOT_REPLY	51
 
 #define OUTCOME_COMMITTED	0
 #define OUTCOME_CONFLICT	1
@@ -97,6 +99,8 @@ typedef struct IngestedStorage
 {
 	uint64		relid;			/* first: lists of these are also lists of uint64 * */
 	int			level;
+	Bytes		least;			/* of all keys in its chunks */
+	Bytes		greatest;
 } IngestedStorage;
 
 typedef enum CommitState
@@ -120,6 +124,7 @@ static List *ingested_relids = NIL; /* of IngestedStorage * */
 static List *dropped_relids = NIL;	/* of uint64 *; beside PostgreSQL's own list */
 static Ingested *ingested = NULL;
 static int64 ingest_seq = 0;
+static int64 snapshot_id = 0;
 static uint64 ingest_connection = 0;	/* 0: nothing sent */
 
 /* chunks sent and not acknowledged yet, oldest first */
@@ -177,6 +182,42 @@ au_transaction_serial(void)
 
 /* ---------------------------------------------------------------- snapshot */
 
+/*
+ * A time at or above every commit that anybody has been told of, and the
+ * newest DDL record at that time.  On one host the shared page knows; behind a
+ * gateway that is a question to all adjudicators (rule T2), which one that is
+ * silent delays (rule W3): cancellable, and an error in the end.
+ */
+void
+au_newest_snapshot(Tau *acked, int64 *ddl)
+{
+	StringInfoData msg;
+	MpReader	reply;
+	int64		id;
+
+	if (!au_behind_gateway())
+	{
+		au_page_snapshot(acked, ddl);
+		return;
+	}
+	ingest_wait(0);				/* answers come in order */
+	initStringInfo(&msg);
+	au_mp_array(&msg, 2);
+	au_mp_int(&msg, TAG_SNAPSHOT);
+	id = ++snapshot_id;
+	au_mp_int(&msg, id);
+	if (!au_call(AU_COMMIT_SERVICE, &msg, &reply, au_service_timeout_ms))
+		ereport(ERROR,
+				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+				 errmsg("the commit service is not available")));
+	if (au_mp_read_array(&reply) < 4 || au_mp_read_int(&reply) != TAG_SNAPSHOT_REPLY ||
+		au_mp_read_int(&reply) != id)
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected answer to a snapshot")));
+	*acked = au_mp_read_int(&reply);
+	*ddl = au_mp_read_int(&reply);
+	pfree(msg.data);
+}
+
 Tau
 au_tau_start(void)
 {
@@ -195,7 +236,7 @@ au_tau_start(void)
 		Tau			acked;
 		int64		ddl;
 
-		au_page_snapshot(&acked, &ddl);
+		au_newest_snapshot(&acked, &ddl);
 		/* nothing was ever committed: any time is as good */
 		acked = Max(acked, AU_TAU_EMPTY);
 		au_page_set_slot(acked);
@@ -459,8 +500,54 @@ au_has_ingested(RelId relid)
 	return list_has(ingested_relids, relid);
 }
 
+/*
+ * Is this key in none of the chunks, for all keys in them lie on one side of
+ * it?  Who loads in the order of keys need not ask storage about each.
+ */
+bool
+au_beyond_ingested(RelId relid, Bytes key)
+{
+	foreach_ptr(IngestedStorage, storage, ingested_relids)
+	{
+		if (storage->relid == relid)
+			return au_compare_bytes(key, storage->greatest) > 0 || au_compare_bytes(key, storage->least) < 0;
+	}
+	return false;
+}
+
 static void
-note_storage_ingested(RelId relid)
+keep_key(Bytes *kept, Bytes key)
+{
+	uint8	   *copy = MemoryContextAlloc(get_context(), key.len);
+
+	memcpy(copy, key.data, key.len);
+	if (kept->data)
+		pfree((void *) kept->data);
+	kept->data = copy;
+	kept->len = key.len;
+}
+
+static void
+note_keys(IngestedStorage *storage, const IngestEntry *entries, int n)
+{
+	Bytes		least = entries[0].key,
+				greatest = entries[0].key;
+
+	for (int i = 1; i < n; i++)
+	{
+		if (au_compare_bytes(entries[i].key, least) < 0)
+			least = entries[i].key;
+		if (au_compare_bytes(entries[i].key, greatest) > 0)
+			greatest = entries[i].key;
+	}
+	if (storage->least.data == NULL || au_compare_bytes(least, storage->least) < 0)
+		keep_key(&storage->least, least);
+	if (storage->greatest.data == NULL || au_compare_bytes(greatest, storage->greatest) > 0)
+		keep_key(&storage->greatest, greatest);
+}
+
+static void
+note_storage_ingested(RelId relid, const IngestEntry *entries, int n)
 {
 	IngestedStorage *storage;
 	MemoryContext old;
@@ -471,12 +558,14 @@ note_storage_ingested(RelId relid)
 			continue;
 		if (known->level == 0)
 			elog(ERROR, "a storage id was given out twice in one transaction");
+		note_keys(known, entries, n);
 		return;
 	}
 	old = MemoryContextSwitchTo(get_context());
-	storage = palloc(sizeof(IngestedStorage));
+	storage = palloc0(sizeof(IngestedStorage));
 	storage->relid = relid;
 	storage->level = GetCurrentTransactionNestLevel();
+	note_keys(storage, entries, n);
 	ingested_relids = lappend(ingested_relids, storage);
 	MemoryContextSwitchTo(old);
 }
@@ -637,7 +726,7 @@ ingest_chunk(const IngestEntry *entries, int n, CommandId cid)
 	in_flight[nin_flight].seq = ingest_seq;
 	nin_flight++;
 	/* garbage of an abort includes what is on its way */
-	note_storage_ingested(pg_ntoh64(relid));
+	note_storage_ingested(pg_ntoh64(relid), entries, n);
 	ingest_wait(sent ? INGEST_WINDOW : 0);
 }
 
@@ -1500,7 +1589,7 @@ au_commit_autonomous(Bytes key, Bytes value)
 	Tau			acked;
 	int64		ddl;
 
-	au_page_snapshot(&acked, &ddl);
+	au_newest_snapshot(&acked, &ddl);
 	/* blind: nothing conflicts with it */
 	(void) commit_alone(key, value, LockTupleNoKeyExclusive | MODE_BLIND, Max(acked, AU_TAU_EMPTY));
 }

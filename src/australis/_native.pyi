@@ -104,6 +104,9 @@ class Store:
 
     def meta(self, key: str | bytes) -> bytes | None: ...
     def set_meta(self, key: str | bytes, value: Buffer) -> None: ...
+    def set_ranges(self, packed: Buffer) -> None:
+        """Apply only keys in these ranges from now on: each lo and hi as a big-endian u16 length and its bytes."""
+
     def sync(self, clean: bool = False) -> None:
         """fsync; ``clean`` marks the store as complete on disk until the next write."""
 

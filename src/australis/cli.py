@@ -42,12 +42,16 @@ from australis.limits import LIMITS
 
 if TYPE_CHECKING:
     from australis.control_plane.embedded import EmbeddedCluster
+    from australis.control_plane.multiprocess import ProcessCluster
+    from australis.control_plane.topology import TopologyFile
     from australis.limits import Profile
 
 DATA_VARIABLE = "AUSTRALIS_DATA"
+TOPOLOGY_VARIABLE = "AUSTRALIS_TOPOLOGY"  # content of a topology, for ourselves as another user
 DEFAULT_DATA = "australis-data"
 SYSTEM_DATA = Path("/var/lib/australis")
 STOP_SECONDS = 60.0
+MOVE_SECONDS = 60.0
 PSQL_KEEPS = ("PGOPTIONS", "PGAPPNAME", "PGCLIENTENCODING", "PGTZ", "PGDATESTYLE", "PGCONNECT_TIMEOUT")
 NOT_RUNNING = 3  # exit status of `status`, as of init scripts
 
@@ -101,15 +105,29 @@ def main() -> None:
 @data_option
 @click.option("--port", type=click.IntRange(1, 65535), help="Port for clients (default 5432, else the next free one).")
 @click.option("--profile", type=click.Choice(sorted(LIMITS)), help="What SQL and limits apply (default postgres).")
+@click.option(
+    "--topology",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Run a cluster of many processes: how many of each role (docs/topology.md).",
+)
 @click.option("--detach", is_flag=True, help="Return as soon as the cluster serves; `australis stop` ends it.")
 @click.option("--ready-fd", type=int, hidden=True, help="Where to write a line when ready; set by --detach.")
-def start(data: Path | None, port: int | None, profile: Profile | None, detach: bool, ready_fd: int | None) -> None:
+def start(
+    data: Path | None,
+    port: int | None,
+    profile: Profile | None,
+    topology: Path | None,
+    detach: bool,
+    ready_fd: int | None,
+) -> None:
     """Start the cluster; the first start makes it."""
     from australis.config import load
     from australis.control_plane import privileges
 
     layout = _layout(data)
     cluster = read_cluster(layout)
+    wanted = _topology(layout, cluster, topology, profile)
     config = load(layout.data)
     if cluster is not None and profile is not None and cluster.profile != profile:
         raise ClusterError(
@@ -117,7 +135,7 @@ def start(data: Path | None, port: int | None, profile: Profile | None, detach: 
         )
     if holder(layout) is not None:
         DirectoryLock(layout).acquire()  # says who holds it
-    if cluster is not None:
+    if cluster is not None and wanted is None:
         check_journal_exists(layout, config.journal.engine)
     if data is None and layout.data.parent.parent == SYSTEM_DATA.parent and not os.environ.get(DATA_VARIABLE):
         click.echo(f"the cluster's user cannot go to {Path.cwd()}: its directory is {layout.data}", err=True)
@@ -129,7 +147,67 @@ def start(data: Path | None, port: int | None, profile: Profile | None, detach: 
         return
     if privileges.is_root():
         privileges.drop(layout, arguments + (["--ready-fd", str(ready_fd)] if ready_fd is not None else []))
-    _serve(layout, port, profile, ready_fd)
+    if wanted is not None:
+        _serve_topology(layout, port, wanted, ready_fd)
+    else:
+        _serve(layout, port, profile, ready_fd)
+
+
+def _topology(
+    layout: Layout, cluster: Cluster | None, file: Path | None, profile: Profile | None
+) -> TopologyFile | None:
+    """The topology to start, if it is a cluster of many processes; also told to ourselves as another user."""
+    passed = os.environ.pop(TOPOLOGY_VARIABLE, None)
+    if file is None and passed is None and not layout.topology_file.exists():
+        return None
+    import msgspec
+
+    from australis.control_plane import multiprocess, topology
+
+    if passed is not None:
+        wanted = msgspec.json.decode(passed, type=topology.TopologyFile)
+    elif file is not None:
+        wanted = topology.load_topology(file)
+    else:
+        stored = multiprocess.stored_topology(layout)
+        assert stored is not None, "the file exists"
+        wanted = stored
+    if profile is not None and profile != wanted.profile:
+        raise ClusterError(f"--profile {profile}: the topology says profile {wanted.profile}")
+    multiprocess.check_topology(layout, cluster, wanted)
+    multiprocess.check_journals_exist(layout, wanted)
+    # not as an argument: it may hold the password of NATS servers
+    os.environ[TOPOLOGY_VARIABLE] = msgspec.json.encode(wanted).decode()
+    return wanted
+
+
+def _serve_topology(layout: Layout, port: int | None, wanted: TopologyFile, ready_fd: int | None) -> None:
+    """Run a cluster of many processes until it is told to stop; this process supervises."""
+    del os.environ[TOPOLOGY_VARIABLE]
+    os.umask(0o077)
+    prepare_directories(layout)
+    lock = DirectoryLock(layout)
+    lock.acquire()
+
+    from australis import logs
+    from australis.control_plane.embedded import run
+    from australis.control_plane.multiprocess import ProcessCluster, store_topology
+
+    cluster = read_cluster(layout)
+    first = cluster is None
+    if cluster is None:
+        store_topology(layout, wanted)  # before cluster.json, which says that this is complete
+        cluster = _create(layout, wanted.profile)
+    logs.configure(layout.logs / "supervisor.log", level=wanted.log_level, process="supervisor")
+    screen = _Screen(layout, cluster, ready_fd)
+    screen.hello(first)
+    run(
+        ProcessCluster(layout, cluster, wanted, port=port, notice=screen.say),
+        screen.ready,
+        screen.status,
+    )
+    screen.goodbye()
+    lock.release()
 
 
 def _serve(layout: Layout, port: int | None, profile: Profile | None, ready_fd: int | None) -> None:
@@ -194,7 +272,7 @@ class _Screen:
         if first:
             self.say(f"making a new cluster in {self._layout.data}")
 
-    def ready(self, cluster: EmbeddedCluster) -> None:
+    def ready(self, cluster: EmbeddedCluster | ProcessCluster) -> None:
         if self._ready_fd is not None:
             # From here on nobody reads our stderr; the parent gives up its end when it has read all.
             errors = os.open(self._layout.logs / "supervisor.stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -206,7 +284,7 @@ class _Screen:
         click.echo(_url(self._layout, cluster.state.host, cluster.state.port))
         self.say(f"ready after {cluster.phases.taken['total'] / 1000:.1f} s; Control-C stops it")
 
-    def status(self, cluster: EmbeddedCluster) -> None:
+    def status(self, cluster: EmbeddedCluster | ProcessCluster) -> None:
         state = cluster.state.state
         down = [service.name for service in cluster.services if not service.serving]
         line = f"{state}: {', '.join(down)} not serving" if down else f"{state} · {cluster.one_line()}"
@@ -309,6 +387,91 @@ def _end(layout: Layout, pid: int, number: signal.Signals, timeout: float) -> bo
         os.close(handle)
 
 
+@main.command()
+@data_option
+@click.option("--rolling", is_flag=True, help="One process after the other; the cluster goes on meanwhile.")
+@click.argument("names", nargs=-1, metavar="[ROLE|NAME]...")
+def restart(data: Path | None, rolling: bool, names: tuple[str, ...]) -> None:
+    """Restart processes of a cluster of many (default: all), each once the one before has caught up."""
+    from australis.control_plane.supervisor_client import request
+
+    layout = _existing(data)
+    if not rolling:
+        raise click.UsageError("say --rolling; to restart the whole cluster at once, stop and start it")
+    if not layout.topology_file.exists():
+        raise ClusterError(f"{layout.data} has one process of each kind: stop and start it")
+    _running(layout)
+    for answer in request(layout.run / "supervisor.sock", {"restart": list(names)}):
+        click.echo(f"{answer['name']}: serves after {answer['serves_after']:.1f} s", err=True)
+
+
+@main.command(name="move")
+@data_option
+@click.option("--relation", metavar="DATABASE/RELFILENUMBER", help="All of a table or index.")
+@click.option("--lo", metavar="HEX", help="First key of the range.")
+@click.option("--hi", metavar="HEX", help="End of the range, not part of it.")
+@click.option("--to", "target", type=int, required=True, help="Number of the adjudicator that takes it.")
+def move(data: Path | None, relation: str | None, lo: str | None, hi: str | None, target: int) -> None:
+    """Move a key range to another adjudicator; commits go on meanwhile."""
+    import asyncio
+
+    from australis.control_plane import survey
+    from australis.control_plane.multiprocess import role_configs
+    from australis.keyspace import relation_id, relation_range
+
+    layout = _existing(data)
+    _running(layout)
+    try:
+        if relation is not None and lo is None and hi is None:
+            database, _, number = relation.partition("/")
+            first, end = relation_range(relation_id(int(database), int(number)))
+        elif relation is None and lo is not None and hi is not None:
+            first, end = bytes.fromhex(lo), bytes.fromhex(hi)
+        else:
+            raise click.UsageError("name a range: --relation, or --lo and --hi")
+    except (ValueError, OverflowError) as error:
+        raise click.UsageError(f"not a range of keys: {error}") from error
+    places = [config.listen for config in role_configs(layout) if config.role == "control"]
+    identity = survey.tool_identity(_cluster(layout).id, layout.roles / survey.TOOL)
+    refusal = asyncio.run(survey.move_range(places, identity, first, end, target, MOVE_SECONDS))
+    if refusal:
+        raise ClusterError(refusal)
+    click.echo("moved", err=True)
+
+
+@main.command()
+@click.argument("kind", type=click.Choice(["systemd", "compose", "helm"]))
+@click.option("--topology", type=click.Path(path_type=Path), required=True, metavar="FILE", help="What to deploy.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where files go.")
+@click.option("--host", "hosts", multiple=True, metavar="NAME=HOST", help="systemd: where a process or role runs.")
+def deploy(kind: str, topology: Path, out: Path, hosts: tuple[str, ...]) -> None:
+    """Write deployment files for a cluster on several hosts (docs/topology.md)."""
+    from australis.control_plane.deploy import generate
+    from australis.control_plane.topology import load_topology
+
+    chosen = dict(text.partition("=")[::2] for text in hosts)
+    if not all(chosen.values()) or (hosts and kind != "systemd"):
+        raise click.UsageError("--host NAME=HOST is for systemd; containers have their own names")
+    try:
+        files = generate(kind, load_topology(topology), out, chosen)
+    except OSError as error:
+        raise ClusterError(f"{error.filename or out}: {(error.strerror or str(error)).lower()}") from error
+    click.echo(f"{len(files)} files in {out / kind}; they hold passwords and keys", err=True)
+
+
+@main.command(name="run")
+@click.argument("role")
+@click.option("--config", "file", type=click.Path(path_type=Path), required=True, metavar="FILE")
+def run_command(role: str, file: Path) -> None:
+    """Run one ROLE of a cluster of many processes on this host (docs/topology.md)."""
+    from australis.control_plane.run_role import run_role
+    from australis.control_plane.topology import ROLES
+
+    if role not in ROLES:
+        raise click.UsageError(f"no role {role!a}; roles are {', '.join(ROLES)}")
+    sys.exit(run_role(role, file))
+
+
 # ----------------------------------------------------------------------------------------------------------- status
 
 
@@ -396,6 +559,8 @@ def check(data: Path | None) -> None:
     _cluster(layout)
     if holder(layout) is not None:
         raise ClusterError(f"{layout.data} is in use; stop it first: australis stop --data {layout.data}")
+    if layout.topology_file.exists():
+        raise ClusterError("a cluster of many processes is not checked yet; its processes check what they read")
     if privileges.is_root():
         privileges.drop(layout, ["check", "--data", str(layout.data)])
     lock = DirectoryLock(layout)
@@ -433,6 +598,8 @@ def destroy(data: Path | None, yes: bool) -> None:
     end_leftovers(services_of(layout))
     for number in range(PROCESSORS):
         free_shared_memory(layout.processor(number) / "data")
+    for server in layout.roles.glob("*/postgresql-*"):
+        free_shared_memory(server / "data")
     remove_run(layout)
     for name in sorted(OWN_NAMES - {"australis.toml", "cluster.json", "lock"}):
         _remove(layout.data / name)

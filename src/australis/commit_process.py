@@ -597,8 +597,12 @@ class _Subscriber:
         else:
             self.pump()
 
-    def _send(self, records: list[Framed]) -> None:
-        self._last = records[-1].sequence
+    def _send(self, records: list[Framed], *, read: bool = False) -> None:
+        """Send the records behind `_after`, which were read from the journal or come from memory."""
+        self._last, self._after = records[-1].sequence, records[-1].position
+        if not read and self._reader is not None:
+            self._reader.close()  # it is behind now; the next one begins at `_after`
+            self._reader = None
         if len(records) == 1:
             buffers: tuple[bytes, ...] | list[bytes] = records[0].buffers
         else:
@@ -644,7 +648,7 @@ class _Subscriber:
         elif not self._closed:
             records = future.result()
             if records:
-                self._send(records)
+                self._send(records, read=True)
             elif not self._service._recent.covers(self._last):
                 # the rest of the range up to the buffer held no entry (parts, skipped records)
                 self._last = self._service._recent.base

@@ -8,6 +8,8 @@ tests; the path of reads and commits never calls it. The encoders of query proce
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -25,6 +27,29 @@ class SystemRelation(IntEnum):
     LAYOUTS = 3
     CLUSTER = 4
     STATISTICS = 5
+
+
+class KeyRanges:
+    """A set of key ranges [lo, hi); adjacent ones are one."""
+
+    def __init__(self, ranges: Iterable[tuple[bytes, bytes]]) -> None:
+        self.list: list[tuple[bytes, bytes]] = []
+        for lo, hi in sorted(ranges):
+            if self.list and self.list[-1][1] >= lo:
+                self.list[-1] = self.list[-1][0], max(hi, self.list[-1][1])
+            else:
+                self.list.append((lo, hi))
+        self._bounds = [lo for lo, _ in self.list]
+
+    def holds(self, key: bytes) -> bool:
+        """Is this key in one of them?"""
+        at = bisect_right(self._bounds, key) - 1
+        return at >= 0 and key < self.list[at][1]
+
+    def covers(self, lo: bytes, hi: bytes) -> bool:
+        """Is all of [lo, hi) in one of them?"""
+        at = bisect_right(self._bounds, lo) - 1
+        return lo >= hi or (at >= 0 and hi <= self.list[at][1])
 
 
 def relation_id(database: int, relfilenumber: int) -> int:

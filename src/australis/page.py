@@ -50,6 +50,7 @@ class Word(IntEnum):
     STORE = 11  # incarnation of the store's files: another value = reopen them
     ISSUED = 12  # largest commit time ever issued; above everything that storage was fed
     SETVALS = 13  # counted by query processors
+    GATEWAY = 14  # 1: a gateway runs this host's part of a cluster of several
     PROCESSORS = 64  # four words per query processor, written by it; others add to the third
     SLOTS = 512
 

@@ -35,6 +35,7 @@ from australis.protocol.messages import PROTOCOL_VERSION, Error, Greeting, encod
 GREETING_SECONDS = 10.0
 GREETING_BYTES = 4096
 HIGH_WATER = 8 << 20
+LARGE_FRAME = 8 << 20
 CONNECT_SECONDS = 5.0
 RECONNECT_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 PROBE_SECONDS, UNACKNOWLEDGED_MS = 2, 5000
@@ -123,15 +124,20 @@ class Connection(asyncio.Protocol):
         begun: Callable[[Connection], None] | None = None,
         ended: Callable[[Connection, str], None] | None = None,
         limit: int = MAX_FRAME,
+        large: Callable[[Connection, int], None] | None = None,
     ) -> None:
         self.identity, self.handler = identity, handler
         self.peer: Greeting | None = None
         self.paused = False
+        self.heard = 0.0  # when something came, in the loop's time
+        self._listening = True
         self.refusal = ""  # what the peer said, or what we said, before it was closed
         self._greets_first = greets_first
         self._begun, self._ended = begun, ended
         self._limit = limit
+        self._large = large
         self._decoder = FrameDecoder(GREETING_BYTES)
+        self._clock = asyncio.get_running_loop().time
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -162,19 +168,26 @@ class Connection(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """Take no more messages for now."""
+        self._listening = False
         if not self.transport.is_closing():
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Take messages again."""
+        self._listening, self.heard = True, self._clock()
         if not self.transport.is_closing():
             self.transport.resume_reading()
+
+    def silent_for(self, seconds: float) -> bool:
+        """Has the peer said nothing for so long, though we listen?"""
+        return self._listening and self._clock() - self.heard > seconds
 
     # ------------------------------------------------------------------------------------------------- of asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say who we are, or wait for the other to do so."""
         self.transport = cast(asyncio.Transport, transport)
+        self.heard = asyncio.get_running_loop().time()
         self.transport.set_write_buffer_limits(HIGH_WATER)
         if self._begun is not None:  # not before: after a failed TLS handshake nothing would end it
             self._begun(self)
@@ -211,6 +224,7 @@ class Connection(asyncio.Protocol):
         """Hand over the messages that are complete."""
         if self.transport.is_closing():
             return
+        self.heard = self._clock()
         try:
             bodies = self._decoder.feed(data)
             if self.peer is None and bodies:
@@ -222,6 +236,8 @@ class Connection(asyncio.Protocol):
                 if self.transport.is_closing():
                     return
                 received(self, body)
+            if self._large is not None and self._decoder.expected > LARGE_FRAME:
+                self._large(self, self._decoder.expected)
         except msgspec.MsgspecError as error:
             self.fail("08P01", f"not a message of the protocol: {error}")
         except AustralisError as error:
@@ -289,9 +305,19 @@ class Server:
 
 
 async def listen(
-    address: Address, identity: Identity, accept: Callable[[], Handler], *, limit: int = MAX_FRAME, backlog: int = 512
+    address: Address,
+    identity: Identity,
+    accept: Callable[[], Handler],
+    *,
+    limit: int = MAX_FRAME,
+    backlog: int = 512,
+    large: Callable[[Connection, int], None] | None = None,
 ) -> Server:
-    """Serve `address`; `accept` makes (or names) the handler of a new connection. Raises OSError."""
+    """Serve `address`; `accept` makes (or names) the handler of a new connection. Raises OSError.
+
+    `large` is told, perhaps several times, that a message of more than LARGE_FRAME bytes is arriving; it may pause the
+    connection until there is memory for it.
+    """
     server = Server()
 
     def ended(connection: Connection, _: str) -> None:
@@ -299,7 +325,13 @@ async def listen(
 
     def make() -> Connection:
         return Connection(
-            identity, accept(), greets_first=False, begun=server.connections.add, ended=ended, limit=limit
+            identity,
+            accept(),
+            greets_first=False,
+            begun=server.connections.add,
+            ended=ended,
+            limit=limit,
+            large=large,
         )
 
     loop = asyncio.get_running_loop()
@@ -326,12 +358,16 @@ class Link:
         *,
         wanted: Callable[[Greeting], bool] = lambda greeting: True,
         limit: int = MAX_FRAME,
+        silence: float | None = None,
     ) -> None:
-        """`wanted` says whether a peer is the one to stay with (a candidate that does not serve is not)."""
+        """`wanted` says whether a peer is the one to stay with (a candidate that does not serve is not).
+
+        A peer that promises to say something now and then is left after `silence` seconds without a word.
+        """
         if not addresses:
             raise AddressError("a link needs an address")
         self._addresses, self._identity, self._handler = addresses, identity, handler
-        self._wanted, self._limit = wanted, limit
+        self._wanted, self._limit, self._silence = wanted, limit, silence
         self._task: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
         self._over: asyncio.Future[str] | None = None
@@ -416,9 +452,20 @@ class Link:
                     )
         except (OSError, ssl.SSLError, TimeoutError) as error:
             return str(error) or "no answer"
+        if self._silence is not None:
+            await self._listen(over, self._silence)
         ending = await over
         self._connection = None
         return None if was_good else ending
+
+    async def _listen(self, over: asyncio.Future[str], silence: float) -> None:
+        """Leave a peer that is silent: stopped, or cut off without a word."""
+        while not over.done():
+            await asyncio.wait([over], timeout=silence / 2)
+            connection = self._connection
+            if not over.done() and connection is not None and connection.silent_for(silence):
+                connection.refusal = f"silent for {silence:.0f} s"
+                connection.transport.abort()
 
 
 class _Chosen:

@@ -123,10 +123,9 @@ def test_stopped_services_give_clear_errors_and_heal(product: Australis) -> None
         os.kill(pid, signal.SIGSTOP)
         wake = threading.Timer(60.0, os.kill, (pid, signal.SIGCONT))
         wake.start()
-        begin = time.monotonic()
         with pytest.raises(psycopg.Error) as error:
             connection.execute("INSERT INTO kept VALUES (1)")
-        assert time.monotonic() - begin < 45.0, "an error, before the service came back"
+        assert wake.is_alive(), "an error, before the service came back"
         assert error.value.sqlstate is not None and error.value.sqlstate[:2] in ("08", "57"), error.value
         wake.cancel()
         os.kill(pid, signal.SIGCONT)

@@ -6,6 +6,7 @@ connection broke at COMMIT, or 08007), or never sent to COMMIT (not committed). 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import random
 import threading
@@ -100,16 +101,15 @@ class Client(threading.Thread):
                 self._rest()
             self._stop_now.wait(RECONNECT_PAUSE)
             return
-        with connection:
-            connection.execute("SET statement_timeout = '20s'")
-            while not self._stop_now.is_set() and connection.info.status == pq.ConnStatus.OK:
-                if not self._run_freely.is_set():
-                    self._rest()
-                try:
+        with contextlib.closing(connection):  # the connection's own context manager would COMMIT what is still open
+            try:
+                connection.execute("SET statement_timeout = '20s'")
+                while not self._stop_now.is_set() and connection.info.status == pq.ConnStatus.OK:
+                    if not self._run_freely.is_set():
+                        self._rest()
                     self._transaction(connection)
-                except psycopg.OperationalError as error:
-                    self._note(error)
-                    return
+            except psycopg.OperationalError as error:  # a session may break at any of its statements
+                self._note(error)
 
     def _rest(self) -> None:
         self._paused.set()

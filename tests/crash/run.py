@@ -15,7 +15,7 @@ import psycopg
 
 from tests.crash.check import Findings, State, check
 from tests.crash.load import SCHEMA, Client
-from tests.crash.victims import Victim
+from tests.crash.victims import Victim, gone
 from tests.fixtures.servers import CannotStart, Server
 
 HEAL_SECONDS = 30.0
@@ -108,13 +108,17 @@ class Run:
 
     def _kill_and_check(self, target: str) -> None:
         deadline = time.monotonic() + HEAL_SECONDS
-        while not self.victim.kill(target, self.rng):
+        while not (pids := self.victim.kill(target, self.rng)):
             if time.monotonic() > deadline:
                 self.report.not_healed.append(f"no process {target} to kill")
                 return
             time.sleep(0.02)  # it is being started: nothing to wait on
         self.report.kills[target] += 1
         killed = time.monotonic()
+        # A postmaster ends all sessions when it learns of a killed backend: those that begin earlier prove nothing.
+        if target == "backend" and not gone(pids, killed + HEAL_SECONDS):
+            self.report.not_healed.append(f"after {target}: its postmaster has not noticed")
+            return
         try:
             self.server = self.victim.revive(target)
         except CannotStart as error:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 
 from tests.crash.check import State, check
-from tests.crash.load import START_BALANCE, Outcome
+from tests.crash.load import START_BALANCE, Client, Outcome
 from tests.crash.run import Run
 from tests.crash.victims import AustralisVictim, StockVictim
-from tests.fixtures.servers import AustralisCluster, CannotStart, StockCluster, temporary_directory
+from tests.fixtures.servers import AustralisCluster, CannotStart, Server, StockCluster, temporary_directory
 
 KILLS = int(os.environ.get("AUSTRALIS_TEST_KILLS", "10"))
+
+LOGGED_IN = b"R\0\0\0\x08\0\0\0\0" + b"Z\0\0\0\x05I"
+"""AuthenticationOk, ReadyForQuery."""
 
 GOOD = State({1: START_BALANCE - 5, 2: START_BALANCE + 5}, [(0, 1, 1, 2, 5)], [(7, 1, 0, 2)], {1: 5})
 TOLD: Mapping[int, Mapping[int, Outcome]] = {0: {1: Outcome.ACKNOWLEDGED, 2: Outcome.UNKNOWN, 3: Outcome.REFUSED}}
@@ -52,7 +56,30 @@ def test_the_harness_finds_nothing_wrong_with_stock(capsys: pytest.CaptureFixtur
             cluster.stop()
     with capsys.disabled():
         print(f"\nstock {report}")
-    assert report.good
+    assert report.good, str(report)
+
+
+def test_a_client_survives_a_session_that_breaks_at_its_first_statement() -> None:
+    """Where a backend that is killed between login and the first answer leaves its client."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)  # a client that died does not connect
+        port = listener.getsockname()[1]
+        client = Client(0, lambda: Server("stock", f"postgresql://admin@127.0.0.1:{port}/postgres?sslmode=disable"), 1)
+        client.start()
+        try:
+            for _ in range(2):  # the second one shows that it came back
+                session, _address = listener.accept()
+                with session:
+                    session.recv(4096)  # the startup message
+                    session.sendall(LOGGED_IN)
+                    assert b"statement_timeout" in session.recv(4096)
+            client.pause()
+        finally:
+            client.stop()
+            listener.close()
+            client.join()
+    assert client.failure is None
+    assert client.counts.errors["connection lost"] >= 2
 
 
 @pytest.mark.timeout(60 + 30 * KILLS)
@@ -72,4 +99,4 @@ def test_kills_lose_nothing(capsys: pytest.CaptureFixture[str]) -> None:
             cluster.stop()
     with capsys.disabled():
         print(f"\n{report}")
-    assert report.good
+    assert report.good, str(report)

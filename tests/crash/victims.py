@@ -6,17 +6,21 @@ only pids of this cluster's own processes are ever signalled.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import struct
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from tests.fixtures.servers import AustralisCluster, Server, StockCluster
+from tests.fixtures.servers import AustralisCluster, CannotStart, Server, StockCluster
 
 COMMIT_WORD, STORAGE_WORD = 9, 10
+ORPHAN_SECONDS = 30.0
 
 
 class Victim(Protocol):
@@ -46,6 +50,16 @@ def _alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+def gone(pids: Iterable[int], deadline: float) -> bool:
+    """Wait until these processes have ended and their parents know; False when monotonic `deadline` came first."""
+    for pid in pids:
+        while _alive(pid):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)  # not our children: nothing to wait on
+    return True
+
+
 def _postmaster(data: Path) -> int | None:
     try:
         pid = int((data / "postmaster.pid").read_text().split()[0])
@@ -54,7 +68,8 @@ def _postmaster(data: Path) -> int | None:
     return pid if _alive(pid) else None
 
 
-def _children(pid: int | None) -> list[int]:
+def children(pid: int | None) -> list[int]:
+    """Processes whose parent this is."""
     out = []
     for stat in Path("/proc").glob("[0-9]*/stat") if pid is not None else ():
         try:
@@ -68,13 +83,23 @@ def _children(pid: int | None) -> list[int]:
 
 def _client_backends(pid: int | None) -> list[int]:
     out = []
-    for child in _children(pid):
+    for child in children(pid):
         try:
             title = Path(f"/proc/{child}/cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
         if title.startswith(b"postgres: admin "):
             out.append(child)
+    return out
+
+
+def _working_in(directory: Path) -> list[int]:
+    """Processes with this working directory: a server's own, also those whose parent is gone."""
+    out = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended, or it is somebody else's
+            if (process / "cwd").readlink() == directory:
+                out.append(int(process.name))
     return out
 
 
@@ -107,7 +132,7 @@ class AustralisVictim:
             case "supervisor":
                 chosen = [supervisor] if supervisor else []
             case _:
-                chosen = [p for p in (supervisor, commit, postmaster, *_children(postmaster)) if p]
+                chosen = [p for p in (supervisor, commit, postmaster, *children(postmaster)) if p]
                 rng.shuffle(chosen)
         return _kill(chosen)
 
@@ -133,5 +158,8 @@ class StockVictim:
     def revive(self, target: str) -> Server:
         if target == "postmaster":
             self.cluster.stop()
+            # PostgreSQL refuses to start where orphans of the last postmaster still hold its shared memory
+            if not gone(_working_in(self.cluster.directory / "data"), time.monotonic() + ORPHAN_SECONDS):
+                raise CannotStart(f"backends outlived their postmaster by {ORPHAN_SECONDS:.0f} s")
             self.server = self.cluster.start()
         return self.server

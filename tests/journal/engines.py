@@ -68,14 +68,25 @@ class NatsEngine(Engine):
         self.ports: list[int] | None = None
         self.max_bytes = 128 << 20
         self.remember = True
+        self._opened: list[tuple[NatsJournal, Path]] = []
+
+    def _own_directory(self) -> Path:
+        """`directory`, unless another owner lives there: rivals are on different machines."""
+        self._opened = [(journal, where) for journal, where in self._opened if journal._thread.is_alive()]
+        taken = {where for _, where in self._opened}
+        places = (self.directory.with_name(f"{self.directory.name}{n or ''}") for n in range(len(taken) + 1))
+        return next(place for place in places if place not in taken)
 
     def open(self, on_durable: OnDurable, on_failed: OnFailed, cluster: bytes = CLUSTER) -> NatsJournal:
-        return NatsJournal(
+        directory = self._own_directory()
+        journal = NatsJournal(
             self.servers.settings(self.stream, ports=self.ports, max_bytes=self.max_bytes),
             cluster,
             on_durable,
             on_failed,
-            directory=self.directory if self.remember else None,
+            directory=directory if self.remember else None,
             check=False,  # test_nats_server.py does
             part_bytes=SMALL_PART,
         )
+        self._opened.append((journal, directory))
+        return journal

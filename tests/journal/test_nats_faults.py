@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from australis.errors import AustralisError
-from australis.journal import reached
+from australis.journal import nats, reached
 from australis.journal.message import Message, Queued, pack_message, unpack_message
 from australis.journal.nats import FencedError, NatsJournal
 from australis.journal.nats_server import connect
@@ -378,7 +378,6 @@ def test_what_was_trimmed_is_not_lost(engine: NatsEngine) -> None:
     for _ in range(60):
         owner.append(os.urandom(40_000))
     owner.wait()
-    reached.save(engine.directory, CLUSTER, owner.appended[0].position, 1)
     engine.remember = False
     owner.journal.trim(owner.appended[50].position.sequence)
     owner.close()
@@ -386,6 +385,34 @@ def test_what_was_trimmed_is_not_lost(engine: NatsEngine) -> None:
     engine.remember = True
     engine.owner(history).close()
     assert engine.read(owner.appended[-1].position)[-1].kind == Kind.CLAIM
+
+
+def test_closing_while_the_mark_is_written(engine: NatsEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They write the same file: one after the other, and an earlier mark does not replace a later one."""
+    save, writing, second = reached.save, threading.Event(), threading.Event()
+    overlapped = []
+
+    def slow(directory: Path, cluster: bytes, position: Position, tau: int) -> None:
+        if writing.is_set():
+            second.set()
+        else:
+            writing.set()
+            overlapped.append(second.wait(0.5))  # what is waited for must not happen
+        save(directory, cluster, position, tau)
+
+    owner = engine.owner(History())
+    monkeypatch.setattr(nats, "NOTE_SECONDS", 0.0)
+    monkeypatch.setattr(reached, "save", slow)
+    owner.append(b"noted in the background")
+    owner.wait()
+    assert writing.wait(20)
+    owner.append(b"noted at the end")
+    owner.wait()
+    owner.close()
+    assert overlapped == [False]
+    found = reached.load(engine.directory, CLUSTER)
+    assert found is not None
+    assert found.position == owner.appended[1].position
 
 
 def test_the_mark_is_of_this_cluster_and_whole(tmp_path: Path) -> None:

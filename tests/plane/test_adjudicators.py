@@ -36,7 +36,7 @@ def test_commits_of_one_and_of_two_owners(tmp_path: Path) -> None:
         for number in range(2):
             late = write([key(number, 1)], both.tau_start)
             assert (await asker.commit(number, late)).outcome == Outcome.CONFLICT
-        found = await asker.ask(1, Resolve(both.txid, both.tau_start, services[1].node.generation, 1), "ResolveReply")
+        found = await asker.ask(1, Resolve(both.txid, both.tau_start, asker.links[1].generation, 1), "ResolveReply")
         assert (found.outcome, found.tau) == (Outcome.COMMITTED, committed.tau)
         unknown = write([key(0, 5)])
         gone = await asker.ask(0, Resolve(unknown.txid, unknown.tau_start, 1, 0, True), "ResolveReply")

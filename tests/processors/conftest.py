@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psycopg
 import pytest
 
+from tests.fixtures.plane import PlaneCluster, plane, topology_of
 from tests.fixtures.postgres import ProgramsMissing
 from tests.fixtures.servers import AustralisCluster, CannotStart, Server, temporary_directory
 
@@ -41,13 +43,34 @@ class Processors:
         return services
 
 
+class OfHosts(Processors):
+    """Each behind a gateway of its own, as on hosts of their own."""
+
+    def __init__(self, cluster: PlaneCluster) -> None:
+        self.plane = cluster
+        self.router = cluster.server(0)
+
+    def ports(self) -> list[int]:
+        return self.plane.ports
+
+    def services(self) -> dict[str, dict[str, int]]:
+        pytest.skip("the services of a cluster of many processes are others")
+
+
 @pytest.fixture(scope="module")
 def processors() -> Iterator[Processors]:
+    topology = os.environ.get("AUSTRALIS_TEST_TOPOLOGY")
+    if topology:
+        with plane(**{**topology_of(topology), "gateways": COUNT}) as many:
+            yield OfHosts(many)
+        return
     with temporary_directory("processors") as directory:
         cluster = AustralisCluster(directory, settings={"query_processors": COUNT})
         try:
             yield Processors(cluster, cluster.start())
         except (CannotStart, ProgramsMissing) as error:
+            if os.environ.get("AUSTRALIS_TEST_REQUIRE") == "1":
+                raise
             pytest.skip(f"Australis can't start: {error}")
         finally:
             cluster.stop()

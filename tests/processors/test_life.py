@@ -9,6 +9,7 @@ import time
 
 import psycopg
 
+from tests.crash.victims import children
 from tests.processors.conftest import COUNT, Processors
 
 READY_SECONDS = 60.0
@@ -22,6 +23,15 @@ def wait_restarted(processors: Processors, name: str, restarts: int) -> None:
             return
         assert time.monotonic() < deadline, service
         time.sleep(0.1)  # another process works; there is nothing to wait on
+
+
+def _signal(pid: int, number: signal.Signals) -> bool:
+    """False if it has ended: workers come and go."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_sessions_are_spread(processors: Processors) -> None:
@@ -86,18 +96,21 @@ def test_a_stopped_one_costs_patience_once(processors: Processors) -> None:
     with processors.connect(0) as changer, processors.connect(2) as sleeper:
         changer.execute("CREATE TABLE outpaced (id int PRIMARY KEY)")
         sleeper.execute("SELECT * FROM outpaced")
-        # all its processes: a postmaster alone cannot be missed by those that are there
-        group = [int(str(pid)) for (pid,) in sleeper.execute("SELECT pid FROM pg_stat_activity").fetchall()]
-        group.append(processors.services()["postgresql-3"]["pid"])
-        for pid in group:
-            os.kill(pid, signal.SIGSTOP)
+        # all its processes: a postmaster alone cannot be missed by those that are there; it first, so that it makes no
+        # more of them
+        postmaster = processors.services()["postgresql-3"]["pid"]
+        stopped: list[int] = []
         try:
+            assert _signal(postmaster, signal.SIGSTOP)
+            stopped.append(postmaster)
+            stopped += [pid for pid in children(postmaster) if _signal(pid, signal.SIGSTOP)]
+            assert len(stopped) > 2
             for turn in range(5):
                 changer.execute(f"ALTER TABLE outpaced ADD COLUMN c{turn} int DEFAULT {turn}")
             changer.execute("INSERT INTO outpaced VALUES (1)")
         finally:
-            for pid in group:
-                os.kill(pid, signal.SIGCONT)
+            for pid in stopped:
+                _signal(pid, signal.SIGCONT)
         while True:
             try:
                 found = sleeper.execute("SELECT c0, c4 FROM outpaced").fetchall()

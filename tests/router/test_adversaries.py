@@ -199,12 +199,10 @@ def test_slow_and_silent_clients_are_dropped(start_router: StartRouter, certific
         silent, half, tls, loris = (router.socket() for _ in range(4))
         half.sendall(startup()[:20])
         tls.sendall(SSL_REQUEST)
-        begun = time.monotonic()
-        with contextlib.suppress(OSError):
+        with pytest.raises(OSError):
             for byte in startup() * 10:
                 loris.sendall(bytes([byte]))
                 time.sleep(0.05)  # being slow is the attack
-        assert time.monotonic() - begun < 10
         for sock in (silent, half, loris):
             assert everything(sock) == b""
         assert everything(tls) in (b"S", b"S\x15\x03\x03\x00\x02\x02\x28")
@@ -338,10 +336,9 @@ def test_postgresql_down_and_back(directory: Path, start_router: StartRouter, ce
             router.connect().close()
             own.cluster.stop()
             for how in ("disable", "require"):
-                begun = time.monotonic()
+                # at once: the client's patience is shorter than the router's with those that log in
                 with pytest.raises(psycopg.OperationalError, match="FATAL:  the database system is not available"):
                     router.connect(sslmode=how)
-                assert time.monotonic() - begun < 3
             # its fixture knocks by TCP, without a password
             (own.run / "data" / "pg_hba.conf").write_text("local all all trust\nhost all all 127.0.0.1/32 trust\n")
             own.cluster.start()
@@ -458,11 +455,10 @@ def test_a_backend_that_dies_during_the_hand_over(
     fake = FakePostmaster(where, behave)
     try:
         router = start_router(loop, upstreams=(fake.upstream,), handover_socket=fake.handover)
-        with unchanged(router):
-            begun = time.monotonic()
-            with pytest.raises(psycopg.OperationalError, match="FATAL:  the database system is not available"):
-                router.connect()
-            assert time.monotonic() - begun < 3
+        # at once: the client's patience is shorter than the router's with those that log in
+        unavailable = pytest.raises(psycopg.OperationalError, match="FATAL:  the database system is not available")
+        with unchanged(router), unavailable:
+            router.connect()
     finally:
         fake.close()
     assert fake.failures == []

@@ -12,7 +12,6 @@ import os
 import signal
 import ssl
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +49,23 @@ async def settle() -> None:
             await asyncio.sleep(0.01)
 
 
-def canceled(connection: psycopg.Connection[Any]) -> None:
+def canceled(connection: psycopg.Connection[Any], backend: Backend) -> None:
     """Cancel a long statement from another thread; the request ends without an answer, as it should."""
+    (pid,) = connection.execute("SELECT pg_backend_pid()").fetchone() or (None,)
+
+    def asleep() -> bool:
+        with backend.maintenance() as watch:
+            return (
+                watch.execute(
+                    "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'", (pid,)
+                ).fetchone()
+                is not None
+            )
+
     with concurrent.futures.ThreadPoolExecutor(1) as other:
 
         def cancel() -> None:
-            time.sleep(0.3)  # not to synchronise: a request before the statement would have no effect
+            eventually(asleep, "the statement runs")  # a request before it would have no effect
             connection.cancel_safe(timeout=20)
 
         request = other.submit(cancel)
@@ -159,17 +169,17 @@ def test_large_values_and_copy(way: Way) -> None:
                 connection.execute("SELECT %s::int", (i,))
 
 
-def test_cancel(way: Way) -> None:
+def test_cancel(way: Way, backend: Backend) -> None:
     router, how = way
     with router.connect(**how) as connection:
-        canceled(connection)
+        canceled(connection, backend)
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_cancel_with_a_long_key(way: Way) -> None:
+def test_cancel_with_a_long_key(way: Way, backend: Backend) -> None:
     router, how = way
     with router.connect(**how, min_protocol_version="3.2", max_protocol_version="3.2") as connection:
-        canceled(connection)
+        canceled(connection, backend)
 
 
 def test_asyncpg(way: Way) -> None:
@@ -224,11 +234,13 @@ def test_replication_connections_log_in(way: Way) -> None:
         assert result.ntuples == 1
 
 
-def test_direct_tls_and_cancel_by_tls(start_router: StartRouter, certificate: tuple[Path, Path]) -> None:
+def test_direct_tls_and_cancel_by_tls(
+    start_router: StartRouter, backend: Backend, certificate: tuple[Path, Path]
+) -> None:
     router = start_router(tls_certificate=certificate[0], tls_key=certificate[1])
     with router.connect(sslmode="require", sslnegotiation="direct") as connection:
         assert connection.info.backend_pid
-        canceled(connection)
+        canceled(connection, backend)
     with router.connect(sslmode="verify-ca", sslrootcert=str(certificate[0])) as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
     with router.connect(sslmode="disable") as connection:

@@ -233,3 +233,33 @@ def test_a_peer_that_does_not_read_is_noticed(tmp_path: Path) -> None:
         await server.close()
 
     run(body)
+
+
+def test_a_silent_peer_is_left_for_the_next(tmp_path: Path) -> None:
+    """It greets and says nothing more; the other one keeps talking."""
+
+    async def body() -> None:
+        silent, talking, here = Recorder(), Recorder(), Recorder()
+        first = await listen(Address(path=str(tmp_path / "a")), who("crossbar"), lambda: silent)
+        second = await listen(Address(path=str(tmp_path / "b")), who("crossbar", generation=9), lambda: talking)
+        link = Link([Address(path=str(tmp_path / name)) for name in "ab"], who("gateway"), here, silence=0.2)
+
+        async def talk() -> None:
+            while True:
+                for connection in talking.connections:
+                    connection.send(Status())
+                await asyncio.sleep(0.02)  # that is what it does: say something now and then
+
+        talker = asyncio.create_task(talk())
+        link.start()
+        assert (await here.events.get())[1].generation == 0
+        assert (await here.events.get())[0] == "lost"
+        assert (await here.events.get())[1].generation == 9
+        for _ in range(30):  # for longer than the limit
+            assert (await here.events.get())[0] == "received"
+        talker.cancel()
+        await link.close()
+        await first.close()
+        await second.close()
+
+    run(body)

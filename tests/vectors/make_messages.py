@@ -115,6 +115,8 @@ def vectors() -> list[tuple[str, m.AnyMessage]]:
         ("move reply", m.MoveReply(6, "")),
         ("catalog wait", m.CatalogWait(7, 12)),
         ("catalog done", m.CatalogDone(7)),
+        ("owned ranges", m.OwnedRanges(8)),
+        ("owned ranges reply", m.OwnedRangesReply(8, [(KEY[:8], b"\xff" * 8)])),
     ]
 
 

@@ -34,6 +34,7 @@ from australis.protocol.messages import (
     Ballot,
     CommitReply,
     Decided,
+    Drop,
     Heartbeat,
     HeartbeatRequest,
     Ingest,
@@ -193,12 +194,16 @@ class Node:
         self._acquiring: set[tuple[int, int]] = set()
         self._timers: list[tuple[int, int, bytes | int]] = []
         self._timer_count = 0
+        self._unpublished = list(recovered.unpublished)
+        self.conflicted = b""  # the key at which a request met its last conflict here: for statistics
         self._out: list[Effect] = []
 
     # ------------------------------------------------------------------------------------------------ entrances
 
     def start(self, now: Now) -> list[Effect]:
-        """Tell the new owners of ranges that the last generation released, in case that they were not told."""
+        """Finish what the last generation had begun: drop chunks, tell the new owners of ranges that it released."""
+        if self._unpublished:
+            self._drop(encode(Drop(self._unpublished)), now)
         for target, move in self._released.items():
             self._send_move(target, move, now)
         return self._take()
@@ -342,9 +347,12 @@ class Node:
 
     def drop(self, body: bytes, now: Now) -> list[Effect]:
         """Storage ids that an aborted transaction left behind become garbage; `body` is the message."""
+        self._drop(body, now)
+        return self._take()
+
+    def _drop(self, body: bytes, now: Now) -> None:
         if not self._closing:
             self._append(Kind.DROP, 0, self._issue(now), NO_TXID, body, now)
-        return self._take()
 
     def abandon(self, txid: bytes) -> bool:
         """Whoever sent chunks of this transaction is gone: it never commits now. False: it has, or is about to."""
@@ -707,6 +715,7 @@ class Node:
             return Ballot.CONFLICT
         key = core.table.conflict(share.keys, share.modes, tau_start)
         if key is not None:
+            self.conflicted = key
             return Ballot.SCHEMA_CONFLICT if key.startswith(DDL_RANGE) else Ballot.CONFLICT
         for lo, hi, _ in share.checks:
             if core.table.range_conflict(lo, hi, tau_start) is not None:

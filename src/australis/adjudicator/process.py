@@ -27,20 +27,26 @@ from pathlib import Path
 
 import msgspec
 import structlog
+from prometheus_client import Histogram
 
 from australis.adjudicator.node import Alarm, Append, Effect, Node, Reply, Send, Settings
 from australis.adjudicator.recovery import Recovery
-from australis.clock import Clock
+from australis.clock import Clock, open_clock
+from australis.control_plane.topology import RoleConfig, identity_of
 from australis.crossbar.feed import Framed, RecentRecords, frame_record
 from australis.errors import AustralisError, JournalError, JournalLockedError, PositionGoneError, ProtocolError
 from australis.journal.files import FilesJournal
 from australis.journal.interface import Claimed, Journal, Reader
 from australis.journal.nats_server import NatsSettings
 from australis.journal.record import Kind, Position
+from australis.keyspace import relation_of
+from australis.metrics import TopCounter
+from australis.observe import Observed, observed
 from australis.partition_map import PartitionMap
 from australis.protocol.messages import (
     Abandon,
     Applied,
+    CommitReply,
     Decided,
     Drop,
     FeedStart,
@@ -54,6 +60,8 @@ from australis.protocol.messages import (
     MoveRange,
     MoveReply,
     Outcome,
+    OwnedRanges,
+    OwnedRangesReply,
     Prepare,
     RangeAcquired,
     RangeMove,
@@ -69,6 +77,7 @@ from australis.protocol.messages import (
     relations_of,
     wide_commit_decoder,
 )
+from australis.traces import NoTraces
 from australis.transport import Address, Connection, Identity, Link, Server, listen
 
 MAX_PENDING = 20_000
@@ -105,6 +114,7 @@ _Other = (
     | Trim
     | Status
     | MoveRange
+    | OwnedRanges
 )
 _decoder: msgspec.msgpack.Decoder[_Other] = msgspec.msgpack.Decoder(_Other)
 _ToNode = Resolve | Prepare | Vote | Abandon | Decided | HeartbeatRequest | RangeMove | RangeAcquired
@@ -161,7 +171,7 @@ class AdjudicatorService:
         self._subscribers: list[_Subscriber] = []
         self._clients: set[_Client] = set()
         self._wake: asyncio.TimerHandle | None = None
-        self._wake_at = 0
+        self._wake_at = 0.0
         self._moves: list[tuple[_Client, MoveRange]] = []  # not confirmed
         self._checkpoint = 0  # sequence of the newest record that the journal may be trimmed up to
         self._checkpointing = False
@@ -169,6 +179,10 @@ class AdjudicatorService:
         self._started = time.monotonic()
         self._acked = self._ingests = 0
         self._last_alarm = ""
+        self._seen: Observed | None = None
+        self._arrived: dict[bytes, int] = {}
+        self._commit_seconds: Histogram
+        self._conflicts: TopCounter
         self._rate = 0.0
         self._rate_at = self._started, 0
 
@@ -324,6 +338,8 @@ class AdjudicatorService:
             client.subscribe(message)
         elif isinstance(message, Trim):
             self._trim(message.sequence)
+        elif isinstance(message, OwnedRanges):
+            client.connection.send(OwnedRangesReply(message.id, node.ranges.list()))
         elif isinstance(message, MoveRange):
             refusal, effects = node.release(message.lo, message.hi, message.target, now)
             if refusal:
@@ -341,6 +357,10 @@ class AdjudicatorService:
             self._carry_out(node.refuse(client, commit.txid, outcome, obstacle))
             return
         client.unpublished.pop(commit.txid, None)
+        if self._seen is not None:
+            if len(self._arrived) >= MAX_PENDING:
+                self._arrived.clear()  # of requests that were never answered
+            self._arrived[commit.txid] = time.time_ns()
         self._carry_out(node.commit(client, commit, body, now))
 
     def _ingest(self, client: _Client, node: Node, ingest: Ingest, body: bytes, now: tuple[int, int]) -> None:
@@ -391,6 +411,8 @@ class AdjudicatorService:
                 client = effect.client
                 if isinstance(client, _Client) and client.here:
                     client.connection.send(effect.message)
+                if self._seen is not None:
+                    self._answered(effect.message, node, self._seen)
             elif isinstance(effect, Send):
                 link = self._links.get(effect.to)
                 if link is not None:
@@ -405,6 +427,28 @@ class AdjudicatorService:
         if self._moves:
             self._confirm_moves(node)
 
+    def observe(self, seen: Observed) -> None:
+        """Show latencies and conflicts from now on."""
+        if not seen.measured and isinstance(seen.traces, NoTraces):
+            return
+        self._commit_seconds = seen.metrics.histogram("commit_seconds", "From the arrival of a commit to its answer")
+        self._conflicts = seen.metrics.by_relation("conflicts_by_relation", "Conflicts found here, by storage id")
+        self._seen = seen
+
+    def _answered(self, message: msgspec.Struct, node: Node, seen: Observed) -> None:
+        """Statistics of an answer that was given."""
+        if isinstance(message, CommitReply):
+            arrived = self._arrived.pop(message.txid, 0)
+            now = time.time_ns()
+            if arrived:
+                self._commit_seconds.observe((now - arrived) / 1e9)
+                if seen.traces.wants(message.txid):
+                    outcome = Outcome(message.outcome).name.lower()
+                    seen.traces.span("adjudicate", message.txid, arrived, now, outcome=outcome)
+        if isinstance(message, CommitReply | Vote) and node.conflicted:
+            self._conflicts.add(relation_of(node.conflicted))
+            node.conflicted = b""
+
     def _append(self, effect: Append, node: Node) -> None:
         position = self.journal.append(
             effect.kind, effect.flags, effect.tau, effect.txid, effect.body, node.core.ddl, effect.horizon
@@ -418,9 +462,10 @@ class AdjudicatorService:
         wait = max(due - self.config.clock.now()[0], 0) / 1e9
         at = self._loop.time() + wait
         if self._wake is not None:
-            if self._wake.when() <= at and not self._wake.cancelled():
+            if self._wake_at <= at:
                 return
             self._wake.cancel()
+        self._wake_at = at  # uvloop's handle does not tell if it is due at once
         self._wake = self._loop.call_later(wait, self._awake)
 
     def _awake(self) -> None:
@@ -505,7 +550,8 @@ class AdjudicatorService:
         position = Position(request.sequence, request.generation, request.hash)
 
         def answer(status: FeedStatus) -> tuple[FeedStart, Position]:
-            return FeedStart(status, generation, -1, *position, self.journal.size()[0]), position
+            at = self.journal.oldest() if status == FeedStatus.GONE else position
+            return FeedStart(status, generation, -1, *at, self.journal.size()[0]), position
 
         if position.generation > generation or position.sequence > self.journal.durable:
             return answer(FeedStatus.DIVERGED)
@@ -728,8 +774,12 @@ class _Subscriber:
         else:
             self.pump()
 
-    def _send(self, records: list[Framed]) -> None:
-        self._last = records[-1].sequence
+    def _send(self, records: list[Framed], *, read: bool = False) -> None:
+        """Send the records behind `_after`, which were read from the journal or come from memory."""
+        self._last, self._after = records[-1].sequence, records[-1].position
+        if not read and self._reader is not None:
+            self._reader.close()  # it is behind now; the next one begins at `_after`
+            self._reader = None
         transport = self._client.connection.transport
         if not transport.is_closing():
             transport.writelines([buffer for record in records for buffer in record.buffers])
@@ -772,7 +822,7 @@ class _Subscriber:
             return
         records = future.result()
         if records:
-            self._send(records)
+            self._send(records, read=True)
         elif not self._service._recent.covers(self._last):
             # the rest of the range up to the buffer held no entry (parts, skipped records)
             self._last = self._service._recent.base
@@ -788,10 +838,41 @@ class _Subscriber:
             self._reader = None
 
 
-async def serve(config: AdjudicatorConfig, stop: asyncio.Event) -> None:
-    """Run one adjudicator until `stop` is set; raises what it failed of."""
-    from australis.process import announce, tune
+def configured(role: RoleConfig) -> AdjudicatorConfig:
+    """What a role's file says to an adjudicator. Raises AustralisError."""
+    nats = None
+    if role.journal.engine == "nats":
+        journal = role.journal
+        nats = NatsSettings(
+            tuple(journal.servers),
+            journal.system,
+            f"{journal.prefix}-{role.number}",
+            journal.replicas,
+            journal.max_mb << 20,
+        )
+    return AdjudicatorConfig(
+        role.number,
+        role.cluster_id,
+        role.name,
+        Address.parse(role.listen),
+        Path(role.data),
+        {
+            int(number): [Address.parse(text) for text in addresses]
+            for number, addresses in role.peers.adjudicators.items()
+        },
+        [Address.parse(text) for text in role.peers.control],
+        PartitionMap.decode(bytes.fromhex(role.map)),
+        open_clock(role.clock.source, role.clock.max_error),
+        identity_of(role),
+        nats,
+    )
 
+
+async def serve(role: RoleConfig, stop: asyncio.Event) -> None:
+    """Run one adjudicator until `stop` is set; raises what it failed of."""
+    from australis.process import announce
+
+    config = configured(role)
     service = AdjudicatorService(config)
     starting = asyncio.ensure_future(service.start())
     asked = asyncio.ensure_future(stop.wait())
@@ -800,7 +881,6 @@ async def serve(config: AdjudicatorConfig, stop: asyncio.Event) -> None:
         await asyncio.wait([starting, asked], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            tune()
             assert service.node is not None, "it has started"
             announce(
                 service="adjudicator",
@@ -808,7 +888,9 @@ async def serve(config: AdjudicatorConfig, stop: asyncio.Event) -> None:
                 generation=service.node.generation,
                 floor=service.node.core.floor,
             )
-            await asked
+            async with observed(role, service.status) as seen:
+                service.observe(seen)
+                await asked
     finally:
         starting.cancel()
         asked.cancel()

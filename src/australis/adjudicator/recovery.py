@@ -7,8 +7,9 @@ and so does a checkpoint (a record of H with a body), so that a journal may be t
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -16,11 +17,12 @@ from australis.adjudicator.adjudicator import KNOWN_LIMIT
 from australis.errors import JournalError
 from australis.journal.record import START, Entry, Kind, Position, RecordFlag
 from australis.keyspace import KEYSPACE_END, SystemRelation, relation_prefix
-from australis.protocol.messages import RangeMove, wide_commit_decoder
+from australis.protocol.messages import Drop, RangeMove, relations_of, wide_commit_decoder
 
 KeyRange = tuple[bytes, bytes]
 DDL_RANGE = relation_prefix(SystemRelation.DDL)
 
+_drop_decoder = msgspec.msgpack.Decoder(Drop)
 _move_decoder = msgspec.msgpack.Decoder(RangeMove)
 
 
@@ -51,6 +53,8 @@ class Recovered:
     ranges: list[KeyRange]
     released: dict[int, RangeMove]
     acquired: dict[int, int]
+    unpublished: list[int] = field(default_factory=list)
+    """Storage ids with chunks whose transactions have not committed, and cannot any more."""
 
 
 class Recovery:
@@ -69,6 +73,7 @@ class Recovery:
         self._known_limit = known_limit
         self._released: dict[int, RangeMove] = {}
         self._acquired: dict[int, int] = {}
+        self._chunks: dict[bytes, set[int]] = {}
 
     def add(self, entry: Entry) -> None:
         """Take the next valid entry. JournalError if its body is not what its kind promises."""
@@ -78,6 +83,7 @@ class Recovery:
         kind = entry.kind
         try:
             if kind == Kind.TRANSACTION:
+                self._chunks.pop(entry.txid, None)
                 self._known.append((entry.txid, entry.tau))
                 if len(self._known) > self._known_limit:
                     self._known_floor = self._known.popleft()[1]
@@ -85,6 +91,12 @@ class Recovery:
                     ddl = wide_commit_decoder.decode(entry.body).ddl
                     if ddl is not None:
                         self.ddl = ddl[0]
+            elif kind == Kind.INGEST:
+                self._chunks.setdefault(entry.txid, set()).update(relations_of(entry.body))
+            elif kind == Kind.DROP:
+                dropped = _drop_decoder.decode(entry.body).relations
+                for relations in self._chunks.values():
+                    relations.difference_update(dropped)
             elif kind == Kind.RELEASE:
                 move = _move_decoder.decode(entry.body)
                 self.ranges.remove(move.lo, move.hi)
@@ -132,7 +144,11 @@ class Recovery:
             self.ranges.list(),
             dict(self._released),
             dict(self._acquired),
+            sorted({relation for relations in self._chunks.values() for relation in relations}),
         )
+
+
+_ABOVE_ALL = KEYSPACE_END + b"\xff"
 
 
 class RangeSet:
@@ -149,11 +165,13 @@ class RangeSet:
 
     def holds(self, key: bytes) -> bool:
         """Is this key in a range?"""
-        return any(lo <= key < hi for lo, hi in self._ranges)
+        at = bisect_right(self._ranges, (key, _ABOVE_ALL)) - 1
+        return at >= 0 and key < self._ranges[at][1]
 
     def covers(self, lo: bytes, hi: bytes) -> bool:
         """Is all of [lo, hi) in one range (adjacent ones being one)?"""
-        return lo >= hi or any(start <= lo and hi <= end for start, end in self._ranges)
+        at = bisect_right(self._ranges, (lo, _ABOVE_ALL)) - 1
+        return lo >= hi or (at >= 0 and hi <= self._ranges[at][1])
 
     def add(self, lo: bytes, hi: bytes) -> None:
         """Add [lo, hi)."""

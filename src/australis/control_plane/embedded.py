@@ -24,7 +24,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -553,9 +553,31 @@ def _port_free(hosts: list[str], port: int) -> bool:
     return True
 
 
-def run(
-    cluster: EmbeddedCluster, ready: Callable[[EmbeddedCluster], None], status: Callable[[EmbeddedCluster], None]
-) -> None:
+class Runnable(Protocol):
+    """A cluster that this process supervises, of either kind."""
+
+    @property
+    def state(self) -> State:
+        """A picture of now."""
+        ...
+
+    def running(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Start everything; on leaving, stop everything."""
+        ...
+
+    async def wait(self, stop: asyncio.Event) -> None:
+        """Return when asked to stop; raises what a background task died of."""
+        ...
+
+    def watch(self, task: asyncio.Task[None]) -> None:
+        """Stop the cluster when this task ends by an error."""
+        ...
+
+
+_Cluster = TypeVar("_Cluster", bound=Runnable)
+
+
+def run(cluster: _Cluster, ready: Callable[[_Cluster], None], status: Callable[[_Cluster], None]) -> None:
     """Run until SIGTERM or SIGINT. `ready` is called once, `status` every second. Raises ClusterError."""
 
     async def main() -> None:
@@ -581,10 +603,10 @@ def run(
 
 
 async def _run(
-    cluster: EmbeddedCluster,
+    cluster: _Cluster,
     stop: asyncio.Event,
-    ready: Callable[[EmbeddedCluster], None],
-    status: Callable[[EmbeddedCluster], None],
+    ready: Callable[[_Cluster], None],
+    status: Callable[[_Cluster], None],
 ) -> None:
     async with cluster.running():
         ready(cluster)

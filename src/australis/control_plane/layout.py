@@ -8,6 +8,9 @@
     <data>/nats/             engine nats without configured servers: our own one, with the truth
     <data>/storage/          rebuilt from snapshots and journal
     <data>/snapshots/
+    <data>/topology.json     a cluster of many processes: what it was last started with
+    <data>/roles/            a cluster of many processes: a directory for each, with its config.json
+    <data>/authority/        a cluster of many processes with TLS between them: who signs their certificates
     <data>/query_processor/  image.tar, data/, boot.json; of more query processors 2/data/, 2/boot.json, ...
     <data>/run/              sockets, shared page, children.json, state.json; no content outlives a run
     <data>/logs/
@@ -43,7 +46,20 @@ PAGE = "page"
 BOOT_MARK = "boot"
 LONGEST_SOCKET_NAME = "/.s.PGSQL.65535"
 DIRECTORIES = ("journal", "storage", "snapshots", "query_processor", "logs")
-OWN_NAMES = frozenset({"cluster.json", "password", "australis.toml", "lock", "run", "nats", *DIRECTORIES})
+OWN_NAMES = frozenset(
+    {
+        "cluster.json",
+        "password",
+        "australis.toml",
+        "lock",
+        "run",
+        "nats",
+        "topology.json",
+        "roles",
+        "authority",
+        *DIRECTORIES,
+    }
+)
 
 
 class ClusterError(AustralisError):
@@ -78,6 +94,9 @@ class Layout:
         self.snapshots = self.data / "snapshots"
         self.query_processor = self.data / "query_processor"
         self.logs = self.data / "logs"
+        self.topology_file = self.data / "topology.json"
+        self.roles = self.data / "roles"
+        self.authority = self.data / "authority"
 
     def processor(self, number: int) -> Path:
         """Directory of a query processor, counted from 0. The first one's has the image of all."""
@@ -207,15 +226,16 @@ def prepare_directories(layout: Layout) -> None:
         raise unusable(layout, error) from error
 
 
-def prepare_run(layout: Layout) -> None:
+def prepare_run(layout: Layout, longest: str = LONGEST_SOCKET_NAME) -> None:
     """Make a run directory whose path fits into a Unix socket address, empty but for the shared page.
 
     The page of a run that was killed in this boot stays: it remembers what was acknowledged and issued. After a reboot
-    it may be torn, and everything it guards against is gone with the processes.
+    it may be torn, and everything it guards against is gone with the processes. `longest` is what is put behind its
+    path at most; directories in it are treated alike.
     """
     run = layout.data / "run"
     try:
-        if len(os.fsencode(run)) + len(LONGEST_SOCKET_NAME) <= SOCKET_PATH_BYTES and not run.is_symlink():
+        if len(os.fsencode(run)) + len(longest) <= SOCKET_PATH_BYTES and not run.is_symlink():
             run.mkdir(mode=0o700, exist_ok=True)
         elif not _private_directory(run):
             run.unlink(missing_ok=True) if not run.is_dir() or run.is_symlink() else run.rmdir()
@@ -223,12 +243,19 @@ def prepare_run(layout: Layout) -> None:
         os.chmod(layout.run, 0o700)
         mark = layout.run / BOOT_MARK
         same_boot = mark.exists() and mark.read_text(encoding="ascii") == boot_id()
-        for left in os.scandir(layout.run):
-            if not (same_boot and left.name == PAGE):
-                os.unlink(left.path)
+        _empty(layout.run, PAGE if same_boot else "")
         mark.write_text(boot_id(), encoding="ascii")
     except OSError as error:
         raise unusable(layout, error) from error
+
+
+def _empty(directory: Path, kept: str) -> None:
+    """Remove all files but those of this name."""
+    for left in os.scandir(directory):
+        if left.is_dir(follow_symlinks=False):
+            _empty(Path(left.path), kept)
+        elif left.name != kept:
+            os.unlink(left.path)
 
 
 def _private_directory(link: Path) -> bool:

@@ -227,7 +227,12 @@ def _left_in(directory: Path, program: bytes) -> list[int]:
 def services_of(layout: Layout) -> dict[Path, bytes]:
     """Where each supervised process works, and a word of its command line."""
     servers = {layout.processor(number) / "data": b"postgres" for number in range(PROCESSORS)}
-    return {**servers, layout.journal: b"australis", layout.nats: b"nats-server"}
+    found = {**servers, layout.journal: b"australis", layout.nats: b"nats-server"}
+    if layout.roles.is_dir():
+        for role in layout.roles.iterdir():
+            found[role] = b"nats-server" if role.name.startswith("nats-") else b"australis"
+            found |= {server / "data": b"postgres" for server in role.glob("postgresql-*")}
+    return found
 
 
 def end_leftovers(programs: Mapping[Path, bytes]) -> int:

@@ -23,6 +23,8 @@ from australis.protocol.messages import PROTOCOL_VERSION, Hello, Status, StatusR
 
 TIMEOUT = 1.0
 MAX_REPLY = 1 << 20
+RANGES_SHOWN = 2
+LONGEST_VALUE = 60
 
 
 def collect(layout: Layout, cluster: Cluster, *, running: bool) -> dict[str, Any]:
@@ -38,12 +40,44 @@ def collect(layout: Layout, cluster: Cluster, *, running: bool) -> dict[str, Any
         return content
     state = read_json(layout.run / "state.json")
     content |= state or {"state": "starting"}
+    content["memory_kb"] = memory([int(state.get("pid") or 0)])
+    if layout.topology_file.exists():
+        _many(layout, cluster, content)
+        return content
     directory = open_cluster(layout.data, layout.run)
     content["commit"] = _ask(directory.commit_socket, directory)
     content["storage"] = _ask(directory.storage_socket, directory)
-    content["memory_kb"] = memory([int(state.get("pid") or 0)])
     content["warnings"] = list(_warnings(layout, content["commit"], content["storage"]))
     return content
+
+
+def _many(layout: Layout, cluster: Cluster, content: dict[str, Any]) -> None:
+    """Of a cluster of many processes: what each says, the ranges of the newest map, and who is degraded."""
+    import asyncio
+
+    from australis.control_plane import survey
+    from australis.control_plane.multiprocess import role_configs
+
+    configs = role_configs(layout)
+    places = {config.name: config.listen for config in configs if config.listen}
+    try:
+        identity = survey.tool_identity(cluster.id, layout.roles / survey.TOOL)
+        answers, newest = asyncio.run(survey.overview(places, configs, identity, TIMEOUT))
+    except AustralisError as error:
+        content["warnings"] = [f"the processes cannot be asked: {error}"]
+        return
+    content["roles"] = answers
+    content["map"] = newest
+    services = content.get("services", {})
+    down = [f"{name} does not run" for name, service in services.items() if not service["serving"]]
+    silent = [
+        f"{name} does not answer: {answer['error']}"
+        for name, answer in answers.items()
+        if "error" in answer and services.get(name, {}).get("serving")
+    ]
+    content["warnings"] = down + silent
+    if content["warnings"] and content["state"] == "ready":
+        content["state"] = "degraded"
 
 
 def _warnings(layout: Layout, commit: dict[str, Any], storage: dict[str, Any]) -> Iterator[str]:
@@ -137,6 +171,10 @@ def as_table(content: dict[str, Any]) -> str:
         answers = content.get(name)
         if isinstance(answers, dict):
             rows.append((f"{name} says", ", ".join(f"{key} {_short(value)}" for key, value in answers.items())))
+    for name, answer in content.get("roles", {}).items():
+        rows.append((f"{name} says", ", ".join(f"{key} {_short(value)}" for key, value in answer.items())))
+    if content.get("map"):
+        rows += _map_rows(content["map"])
     if content.get("memory_kb"):
         sizes = content["memory_kb"]
         parts = ", ".join(f"{name} {size / 1024:.0f}" for name, size in sizes.items())
@@ -145,5 +183,17 @@ def as_table(content: dict[str, Any]) -> str:
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
 
+def _map_rows(newest: dict[str, Any]) -> list[tuple[str, str]]:
+    """Owners, their ranges and their share of the first stripes; not each of hundreds of ranges."""
+    rows = [("map", f"version {newest['version']}")]
+    for kind in ("adjudicators", "shards"):
+        for owner, ranges in newest[kind].items():
+            shown = ", ".join(f"{lo or '0'}..{hi}" for lo, hi in ranges[:RANGES_SHOWN])
+            more = f" and {len(ranges) - RANGES_SHOWN} more" if len(ranges) > RANGES_SHOWN else ""
+            rows.append((f"{kind[:-1]} {owner}", f"{len(ranges)} ranges: {shown}{more}"))
+    return rows
+
+
 def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "..."

@@ -51,6 +51,7 @@ class Service:
         self._stop_timeout = stop_timeout
         self._changed = changed
         self._child: Child | None = None
+        self._restarting: asyncio.Future[None] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -69,8 +70,10 @@ class Service:
             status = await child.wait()
             self._set_serving(False)
             lived = time.monotonic() - child.started
-            log.error("service.ended", service=self.name, status=status, lived=round(lived, 1), said=child.last_words())
-            failures = 0 if lived >= STABLE_AFTER else failures + 1
+            asked = self._restarting is not None
+            tell = log.info if asked else log.error
+            tell("service.ended", service=self.name, status=status, lived=round(lived, 1), said=child.last_words())
+            failures = 0 if lived >= STABLE_AFTER or asked else failures + 1
             while True:
                 if failures > 1:
                     await asyncio.sleep(min(FIRST_DELAY * 2 ** (failures - 2), LONGEST_DELAY))
@@ -83,6 +86,20 @@ class Service:
                     break
             self.restarts += 1
             self._changed()
+            if self._restarting is not None and not self._restarting.done():
+                self._restarting.set_result(None)
+
+    async def restart(self) -> None:
+        """End the process as at a stop and start it again; returns once it serves. It must be watched meanwhile."""
+        if self._restarting is not None:
+            raise ClusterError(f"{self.name} is being restarted already")
+        self._restarting = asyncio.get_running_loop().create_future()
+        try:
+            if self._child is not None and self._child.running:
+                await self._child.stop(self._stop_signal, self._stop_timeout)
+            await self._restarting
+        finally:
+            self._restarting = None
 
     async def stop(self) -> int | None:
         """End the process, politely first; watching must have ended. Exit status; None if it did not run any more."""

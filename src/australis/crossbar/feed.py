@@ -12,6 +12,7 @@ from bisect import bisect_right
 
 import msgspec
 
+from australis.journal.record import START, Position
 from australis.protocol.frames import pack_length
 from australis.protocol.messages import encode
 
@@ -26,6 +27,7 @@ class Framed(msgspec.Struct, frozen=True, gc=False):
     sequence: int
     size: int
     buffers: tuple[bytes, ...]
+    position: Position
 
 
 def frame_record(
@@ -37,8 +39,8 @@ def frame_record(
     # the array of eight becomes one of nine whose last element is the body, as msgpack bin 32
     head = b"".join((pack_length(len(fields) + 5 + length), b"\x99", fields[1:], b"\xc6", length.to_bytes(4, "big")))
     if length <= _INLINE:
-        return Framed(sequence, len(head) + length, (head + body,))
-    return Framed(sequence, len(head) + length, (head, body))
+        return Framed(sequence, len(head) + length, (head + body,), Position(sequence, generation, hash))
+    return Framed(sequence, len(head) + length, (head, body), Position(sequence, generation, hash))
 
 
 class RecentRecords:
@@ -97,4 +99,4 @@ class RecentRecords:
         return taken
 
 
-_DROPPED = Framed(0, 0, ())
+_DROPPED = Framed(0, 0, (), START)

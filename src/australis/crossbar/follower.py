@@ -14,6 +14,7 @@ its order and may stop at a journal that `is_full`.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
 import msgspec
 
@@ -33,15 +34,16 @@ _ends_decoder = msgspec.msgpack.Decoder(JournalEnds)
 class _Journal:
     """One journal, as far as it was read."""
 
-    __slots__ = ("_hashes", "_order", "heartbeat", "last_hash", "source", "validator")
+    __slots__ = ("_hashes", "_order", "heartbeat", "last_hash", "source", "taken", "validator")
 
-    def __init__(self, cluster: bytes, source: int) -> None:
+    def __init__(self, cluster: bytes, source: int, after: Position = START) -> None:
         self.source = source
-        self.validator = Validator(cluster, START)
+        self.validator = Validator(cluster, after)
+        self.taken = after  # the last record that was given out
         self.heartbeat: Heartbeat | None = None  # of a record that was not read yet; the newest one
         self.last_hash: bytes | None = None  # of the last record, once that is known
-        self._hashes: set[bytes] = set()
-        self._order: deque[bytes] = deque()
+        self._hashes: set[bytes] = {after.hash} if after != START else set()
+        self._order: deque[bytes] = deque(self._hashes)
 
     def read(self, entry: Entry) -> None:
         hash = entry.position.hash
@@ -55,14 +57,29 @@ class _Journal:
 
 
 class Follower:
-    """All journals of a cluster from their first record on."""
+    """All journals of a cluster from their first record on, or from where another Follower's `taken` was."""
 
-    def __init__(self, cluster: bytes, system: int, journals: list[int], start: int = 0, limit: int = 10_000) -> None:
-        """`journals` exist from the beginning, the system journal among them; nothing is at or below `start`."""
+    def __init__(
+        self,
+        cluster: bytes,
+        system: int,
+        journals: list[int],
+        start: int = 0,
+        limit: int = 10_000,
+        positions: Mapping[int, Position] | None = None,
+    ) -> None:
+        """`journals` exist from the beginning, the system journal among them; nothing is at or below `start`.
+
+        With `positions` everything at or below `start` has been taken, up to these records; they name journals that
+        began later, too.
+        """
         self._cluster = cluster
         self._system = system
-        self._merge: Merge[Entry] = Merge(len(journals), start, limit)
-        self._journals = {journal: _Journal(cluster, source) for source, journal in enumerate(journals)}
+        known = dict.fromkeys(journals, START) | dict(positions or {})
+        self._merge: Merge[tuple[int, Entry]] = Merge(len(known), start, limit)
+        self._journals = {
+            journal: _Journal(cluster, source, after) for source, (journal, after) in enumerate(known.items())
+        }
 
     @property
     def journals(self) -> list[int]:
@@ -78,22 +95,57 @@ class Follower:
         """The last valid record that was read."""
         return self._journals[journal].validator.last
 
+    def begin_at(self, journal: int, position: Position) -> None:
+        """Nothing of this journal was read: begin behind a record of it."""
+        state = self._journals[journal]
+        self._journals[journal] = _Journal(self._cluster, state.source, position)
+
+    def generation(self, journal: int) -> int:
+        """The generation that is current as far as was read."""
+        return self._journals[journal].validator.generation
+
+    @property
+    def taken(self) -> dict[int, Position]:
+        """Of every journal, the last record that `take` gave out: another Follower may go on behind these."""
+        return {journal: state.taken for journal, state in self._journals.items()}
+
+    @property
+    def held(self) -> int:
+        """Time of the newest record that was read and not given out; 0 if there is none."""
+        return self._merge.newest
+
+    def promised(self, journal: int) -> int:
+        """Nothing at or below this time comes from this journal any more."""
+        return self._merge.promised(self._journals[journal].source)
+
+    def promise(self, journal: int, tau: int) -> None:
+        """Somebody who has read as far as we have knows this."""
+        self._merge.promise(self._journals[journal].source, tau)
+
     def is_full(self, journal: int) -> bool:
         """Should this journal not be read on for now?"""
         return self._merge.is_full(self._journals[journal].source)
 
     def record(self, journal: int, header: Header, hash: bytes, body: bytes) -> None:
         """Take the next record of a journal, valid or not. JournalError if what is valid cannot be."""
+        entry = self._journals[journal].validator.add(header, hash, body)
+        if entry is not None:
+            self._valid(journal, entry)
+
+    def entry(self, journal: int, entry: Entry) -> None:
+        """Take the next valid entry, from the journal's owner, which has validated it."""
+        validator = self._journals[journal].validator
+        validator.last, validator.generation = entry.position, entry.position.generation
+        self._valid(journal, entry)
+
+    def _valid(self, journal: int, entry: Entry) -> None:
         state = self._journals[journal]
-        entry = state.validator.add(header, hash, body)
-        if entry is None:
-            return
         state.read(entry)
         if entry.kind == Kind.CLAIM:
             self._merge.promise(state.source, entry.tau)  # F: no earlier generation issued anything above it
         else:
             try:
-                self._merge.add(state.source, entry.tau, entry)
+                self._merge.add(state.source, entry.tau, (journal, entry))
             except ValueError as error:
                 raise JournalError(f"journal {journal}, record {entry.position.sequence}: {error}") from None
         if entry.kind == Kind.JOURNAL_BEGINS and journal == self._system:
@@ -133,4 +185,7 @@ class Follower:
 
     def take(self) -> list[tuple[int, Entry]]:
         """Return what is complete, in order of time. What holds before the next `record` is `watermark`."""
-        return self._merge.take()
+        taken = self._merge.take()
+        for _, (journal, entry) in taken:
+            self._journals[journal].taken = entry.position
+        return [(tau, entry) for tau, (_, entry) in taken]

@@ -43,6 +43,15 @@ class Merge(Generic[T]):
         if tau > self._promised[source]:
             self._promised[source] = tau
 
+    def promised(self, source: int) -> int:
+        """What a source has promised."""
+        return self._promised[source]
+
+    @property
+    def newest(self) -> int:
+        """Time of the newest item that waits; 0 if none does."""
+        return max((queue[-1][0] for queue in self._queues if queue), default=0)
+
     def is_full(self, source: int) -> bool:
         """Should the caller stop reading this source for now?"""
         return len(self._queues[source]) >= self._limit

@@ -629,6 +629,11 @@ class FilesJournal:
         """Return a reader behind a position, for use in any one thread; bound it by `durable`."""
         return SegmentReader(self._layer, self._directory, self._cluster, after)
 
+    def oldest(self) -> Position:
+        """Return the position behind which the oldest segment begins."""
+        with self._lock:
+            return self._segments[0].start.position
+
     def tail(self, after: Position) -> Iterator[Entry]:
         """Yield entries behind a position up to what is durable now."""
         reader = self.reader(after)

@@ -128,6 +128,10 @@ class Journal(Protocol):
         """Return a reader behind a position, from any thread; PositionGoneError if trimmed."""
         ...
 
+    def oldest(self) -> Position:
+        """Return the position behind which the journal begins; from any thread."""
+        ...
+
     def tail(self, after: Position) -> Iterator[Entry]:
         """Yield valid, durable entries behind a position until the durable end; PositionGoneError if trimmed."""
         ...

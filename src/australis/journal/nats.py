@@ -139,6 +139,7 @@ class NatsJournal:
         self._tau = 0
         self._closing = False
         self._noted = START
+        self._noting = threading.Lock()  # the noter's thread and the one that closes write the same file
         if directory is not None:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._client = StreamClient(settings, self._answered)
@@ -572,17 +573,24 @@ class NatsJournal:
     def _note(self, position: Position, tau: int) -> None:
         if self._directory is None:
             return
-        try:
-            reached_mark.save(self._directory, self._cluster, position, tau)
-        except OSError as error:
-            raise JournalError(f"cannot write {self._directory / reached_mark.FILE}: {error.strerror}") from None
-        self._noted = position
+        with self._noting:
+            if position.sequence < self._noted.sequence:
+                return  # somebody faster has written a later one
+            try:
+                reached_mark.save(self._directory, self._cluster, position, tau)
+            except OSError as error:
+                raise JournalError(f"cannot write {self._directory / reached_mark.FILE}: {error.strerror}") from None
+            self._noted = position
 
     # ------------------------------------------------------------------------------------------------------ reading
 
     def reader(self, after: Position) -> NatsReader:
         """Return a reader behind a position, for use in any one thread but the journal's own."""
         return NatsReader(self, after)
+
+    def oldest(self) -> Position:
+        """Return the position behind which the stream begins, as far as is known."""
+        return self._marks[0].position
 
     def tail(self, after: Position) -> Iterator[Entry]:
         """Yield entries behind a position up to what is durable now."""

@@ -328,10 +328,11 @@ class ScanReply(Message, frozen=True, array_like=True, gc=False, tag=23):
 
 
 class Stats(Message, frozen=True, array_like=True, gc=False, tag=24):
-    """Ask for rows and bytes of storage ids."""
+    """Ask for rows and bytes of storage ids, with at least everything at or below tau."""
 
     id: int
     relations: list[Natural]
+    tau: int = 0
 
 
 class StatsReply(Message, frozen=True, array_like=True, gc=False, tag=25):
@@ -529,16 +530,30 @@ class MoveReply(Message, frozen=True, array_like=True, gc=False, tag=63):
 
 
 class CatalogWait(Message, frozen=True, array_like=True, gc=False, tag=64):
-    """Between gateways: answer when every query processor of yours that lives has applied DDL record n."""
+    """Between gateways: answer when you know everything at or below tau, and your query processors DDL record n."""
 
     id: int
     n: int
+    tau: int = 0
 
 
 class CatalogDone(Message, frozen=True, array_like=True, gc=False, tag=65):
     """The answer to CatalogWait."""
 
     id: int
+
+
+class OwnedRanges(Message, frozen=True, array_like=True, gc=False, tag=90):
+    """From the control plane to an adjudicator that serves: which ranges does your journal give you?"""
+
+    id: int
+
+
+class OwnedRangesReply(Message, frozen=True, array_like=True, gc=False, tag=91):
+    """Ranges [lo, hi); adjacent ones may be one. A range that is on its way to somebody else is nobody's."""
+
+    id: int
+    ranges: list[tuple[bytes, bytes]]
 
 
 ClientMessage = Hello | Commit | Resolve | Ingest | Drop | Status | Subscribe | Applied | Trim
@@ -598,6 +613,8 @@ AnyMessage = (
     | MoveReply
     | CatalogWait
     | CatalogDone
+    | OwnedRanges
+    | OwnedRangesReply
 )
 
 encoder = msgspec.msgpack.Encoder()

@@ -9,13 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from australis.transport import Address
+
+Upstream = Path | Address
+"""A Unix socket of this host, or a TCP address."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterConfig:
-    upstreams: tuple[Path, ...]
-    """Unix sockets of the query processors' postmasters.  One that is not there is passed over; it may come back."""
+    upstreams: tuple[Upstream, ...]
+    """Query processors' postmasters: Unix sockets, or TCP addresses of other hosts, which authenticate by themselves.
+    One that is not there is passed over; it may come back."""
     handover_socket: Path
-    """`handover.sock` in the run directory, where backends present their token."""
+    """Where backends present their token: `handover.sock` in the run directory, if `number` is None."""
+    number: int | None = None
+    """Of one of several routers: backends look for `handover-<number>.sock` beside their postmaster's socket, where the
+    router puts links to its own."""
     hosts: tuple[str, ...] = ("127.0.0.1", "::1")
     """Addresses to listen on; a loopback address that this machine does not have is left out, another is an error."""
     port: int = 5432
@@ -46,6 +55,8 @@ class RouterConfig:
     def __post_init__(self) -> None:
         if not self.upstreams:
             raise ValueError("a router needs a query processor")
+        if self.number is not None and not 0 <= self.number <= 99:
+            raise ValueError(f"number must be between 0 and 99, not {self.number}")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must be between 0 and 65535, not {self.port}")
         if (self.tls_certificate is None) != (self.tls_key is None):

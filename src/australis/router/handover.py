@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from australis.router.config import Upstream
+
 log = structlog.get_logger(__name__)
 
 MAGIC = b"AUH1"
@@ -43,7 +45,7 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 class Session:
     """A backend that took its client: watched until it ends."""
 
-    def __init__(self, control: socket.socket, pid: int, upstream: Path, on_end: Callable[[Session], None]) -> None:
+    def __init__(self, control: socket.socket, pid: int, upstream: Upstream, on_end: Callable[[Session], None]) -> None:
         self.pid = pid
         self.upstream = upstream
         self._control = control
@@ -106,8 +108,9 @@ class Ticket:
         client: socket.socket | None,
         address: tuple[str, int] | None,
         before: Callable[[], None],
+        router: str = "",
     ) -> None:
-        self.token = secrets.token_hex(TOKEN_LENGTH // 2)
+        self.token = router + secrets.token_hex(TOKEN_LENGTH // 2)[len(router) :]
         self.upstream = upstream
         self.client = client
         self.address = address
@@ -137,8 +140,17 @@ class _Waiting:
 class HandoverListener:
     """Listens on the hand-over socket from start() to close()."""
 
-    def __init__(self, path: Path, on_start: Callable[[Session], None], on_end: Callable[[Session], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        on_start: Callable[[Session], None],
+        on_end: Callable[[Session], None],
+        number: int | None = None,
+    ) -> None:
+        """`number` of one of several routers: its tokens say so (session.c), and its socket has other names, too."""
         self._path = path
+        self._router = "" if number is None else f"r{number:02d}"
+        self._link = "" if number is None else f"handover-{number:02d}.sock"
         self._on_start = on_start
         self._on_end = on_end
         self._tickets: dict[str, Ticket] = {}
@@ -176,9 +188,21 @@ class HandoverListener:
         It is answered with client's descriptor, or without one with "relay" and the address (None: by Unix socket).
         before() is called just before the descriptor leaves: what the backend wrote to its first socket goes first.
         """
-        ticket = Ticket(upstream, client, address, before)
+        if self._link:
+            self._make_link(upstream.with_name(self._link))
+        ticket = Ticket(upstream, client, address, before, self._router)
         self._tickets[ticket.token] = ticket
         return ticket
+
+    def _make_link(self, link: Path) -> None:
+        """Be found beside the postmaster's socket (whose directory may have been emptied meanwhile). Raises OSError."""
+        try:
+            if os.readlink(link) == str(self._path):
+                return
+            link.unlink()
+        except FileNotFoundError:
+            pass
+        link.symlink_to(self._path)
 
     def revoke(self, ticket: Ticket) -> None:
         """The login is over, one way or the other."""

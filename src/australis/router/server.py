@@ -14,6 +14,7 @@ import socket
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -34,9 +35,7 @@ from australis.router.startup import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from australis.router.config import RouterConfig
+    from australis.router.config import RouterConfig, Upstream
 
 log = structlog.get_logger(__name__)
 
@@ -69,12 +68,14 @@ class Router:
         self._tls = _tls_context(config)
         self._admission = Admission(config.max_connections, config.connection_rate, config.connection_burst)
         self._login_slots = asyncio.Semaphore(config.max_logins)
-        self._handover = HandoverListener(config.handover_socket, self._session_started, self._session_ended)
+        self._handover = HandoverListener(
+            config.handover_socket, self._session_started, self._session_ended, config.number
+        )
         self._listeners: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending = 0
         self._sessions: dict[Session, asyncio.TimerHandle | None] = {}
-        self._sessions_of = dict.fromkeys(config.upstreams, 0)  # logins included
+        self._sessions_of: dict[Upstream, int] = dict.fromkeys(config.upstreams, 0)  # logins included
         self._relays: set[RelayEnd] = set()
         self._no_sessions = asyncio.Event()
         self._no_sessions.set()
@@ -132,6 +133,22 @@ class Router:
         for session in list(self._sessions):
             session.forget()
         self._handover.close()
+
+    async def leave(self, seconds: float) -> None:
+        """Stop listening and let sessions go on: those handed over live without us, for the others we wait this long.
+
+        Then as close(), but for the sessions that were handed over, which nobody ends.
+        """
+        self._close_listeners()
+        if self.config.unix_socket is not None:
+            self.config.unix_socket.unlink(missing_ok=True)
+        waiting = {*self._tasks, *(relay.closed for relay in self._relays)}
+        if waiting:
+            await asyncio.wait(waiting, timeout=seconds)
+        if not self._relays:
+            for session in list(self._sessions):
+                session.forget()
+        await self.close()
 
     def status(self) -> RouterStatus:
         return RouterStatus(self._pending, self._admission.sessions, len(self._relays))
@@ -285,10 +302,10 @@ class Router:
         Their closing says that they have read the request.
         """
 
-        async def forward(path: Path) -> None:
+        async def forward(target: Upstream) -> None:
             with suppress(OSError, TimeoutError):  # a cancel request is never answered, not even with an error
                 async with asyncio.timeout(CANCEL_TIMEOUT):
-                    upstream = await sockets.connect_unix(str(path))
+                    upstream = await sockets.connect(target)
                     try:
                         await sockets.send_all(upstream, request.packet)
                         while await sockets.receive(upstream, UPSTREAM_READ):
@@ -303,25 +320,27 @@ class Router:
         self._no_sessions.clear()
         try:
             async with self._login_slots:
-                path, upstream = await self._connect_upstream(login)
-                if login.end is None and self.config.handover:
-                    await self._hand_over(login, startup, path, upstream)
+                target, upstream = await self._connect_upstream(login)
+                if not isinstance(target, Path):
+                    await self._pass_on(login, startup, upstream)
+                elif login.end is None and self.config.handover:
+                    await self._hand_over(login, startup, target, upstream)
                 else:
-                    await self._relay(login, startup, path, upstream)
+                    await self._relay(login, startup, target, upstream)
         finally:
             if login.ticket is not None:
                 self._handover.revoke(login.ticket)
-            if login.ticket is None or login.ticket.session is None:
+            if not login.passed_on and (login.ticket is None or login.ticket.session is None):
                 self._left(login.upstream)
 
-    async def _connect_upstream(self, login: _Login) -> tuple[Path, socket.socket]:
+    async def _connect_upstream(self, login: _Login) -> tuple[Upstream, socket.socket]:
         """A connection to the query processor with the fewest sessions of those that can be reached."""
         cause: OSError | None = None
         for path in sorted(self.config.upstreams, key=self._sessions_of.__getitem__):
             self._sessions_of[path] += 1  # before waiting: others choose meanwhile
             login.upstream = path
             try:
-                return path, await sockets.connect_unix(str(path))
+                return path, await sockets.connect(path)
             except OSError as error:
                 self._sessions_of[path] -= 1
                 login.upstream = None
@@ -376,24 +395,7 @@ class Router:
 
     async def _relay(self, login: _Login, startup: Startup, path: Path, upstream: socket.socket) -> None:
         """Start a backend and pass bytes between it and the client."""
-        try:
-            if login.end is None:
-                client, login.client = login.client, None
-                assert client is not None
-                login.address = _address(client)
-                try:
-                    end = RelayEnd(half_close=True)
-                    await self._loop.connect_accepted_socket(lambda: end, client)
-                except BaseException:
-                    client.close()
-                    raise
-                self._adopt(login, end)
-            _transport, backend = await self._loop.create_unix_connection(RelayEnd, sock=upstream)
-        except BaseException:
-            upstream.close()
-            raise
-        client_end = login.end
-        assert client_end is not None
+        client_end, backend = await self._both_ends(login, upstream)
         try:
             ticket = login.ticket = self._handover.issue(path, address=login.address)
             backend.closed.add_done_callback(lambda _: ticket.upstream_closed())
@@ -414,6 +416,49 @@ class Router:
         login.last_words(words)
         await login.close()
 
+    async def _both_ends(self, login: _Login, upstream: socket.socket) -> tuple[RelayEnd, RelayEnd]:
+        """The client's and the query processor's; owns both sockets from the beginning on."""
+        try:
+            if login.end is None:
+                client, login.client = login.client, None
+                assert client is not None
+                login.address = _address(client)
+                try:
+                    end = RelayEnd(half_close=True)
+                    await self._loop.connect_accepted_socket(lambda: end, client)
+                except BaseException:
+                    client.close()
+                    raise
+                self._adopt(login, end)
+            backend = RelayEnd()
+            if upstream.family == socket.AF_UNIX:
+                await self._loop.create_unix_connection(lambda: backend, sock=upstream)
+            else:
+                await self._loop.create_connection(lambda: backend, sock=upstream)
+        except BaseException:
+            upstream.close()
+            raise
+        assert login.end is not None
+        return login.end, backend
+
+    async def _pass_on(self, login: _Login, startup: Startup, upstream: socket.socket) -> None:
+        """A query processor of another host: it authenticates its client by itself, through us."""
+        client_end, backend = await self._both_ends(login, upstream)
+        target = login.upstream
+        lifetime = self.config.max_lifetime
+        timer = None if lifetime is None else self._loop.call_later(lifetime, backend.finish)
+
+        def ended(_: object) -> None:
+            if timer is not None:
+                timer.cancel()
+            self._left(target)
+
+        login.passed_on = True
+        backend.closed.add_done_callback(ended)
+        client_end.closed.add_done_callback(lambda _: backend.finish())
+        backend.transport.write(startup.packet())
+        backend.join(client_end)
+
     # sessions
 
     def _session_started(self, session: Session) -> None:
@@ -426,7 +471,7 @@ class Router:
             timer.cancel()
         self._left(session.upstream)
 
-    def _left(self, upstream: Path | None) -> None:
+    def _left(self, upstream: Upstream | None) -> None:
         """A session of this query processor ended, or a login that was with it (None: with none yet)."""
         if upstream is not None:
             self._sessions_of[upstream] -= 1
@@ -443,7 +488,8 @@ class _Login:
         self.end: RelayEnd | None = None
         self.address: tuple[str, int] | None = None
         self.ticket: Ticket | None = None
-        self.upstream: Path | None = None
+        self.upstream: Upstream | None = None
+        self.passed_on = False
         self.startup_received = False
 
     async def read_exactly(self, count: int) -> bytes:

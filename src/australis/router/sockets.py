@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from australis.router.startup import Garbage
 
+if TYPE_CHECKING:
+    from australis.router.config import Upstream
+
+CONNECT_TIMEOUT = 5.0
 CONNECT_RETRY = 0.005
 LINGER = 1.0
 LINGER_BYTES = 1 << 16
@@ -104,6 +110,33 @@ async def connect_unix(path: str) -> socket.socket:
     except BaseException:
         sock.close()
         raise
+
+
+async def connect(upstream: Upstream) -> socket.socket:
+    """Connect to a Unix socket or a TCP address; OSError if nobody listens, or over TCP nobody answers in time."""
+    if isinstance(upstream, Path):
+        return await connect_unix(str(upstream))
+    if upstream.path:
+        return await connect_unix(upstream.path)
+    loop = asyncio.get_running_loop()
+    cause = OSError(f"{upstream}: no such host")
+    for family, _, _, _, address in await loop.getaddrinfo(upstream.host, upstream.port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await loop.sock_connect(sock, address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+        except TimeoutError:
+            sock.close()
+            cause = OSError(f"{upstream}: no answer within {CONNECT_TIMEOUT:.0f} s")
+        except OSError as error:
+            sock.close()
+            cause = error
+        except BaseException:
+            sock.close()
+            raise
+    raise cause
 
 
 async def close_gently(sock: socket.socket) -> None:

@@ -76,9 +76,9 @@ class Startup:
     protocol: int
     parameters: tuple[tuple[bytes, bytes], ...]
 
-    def packet(self, token: str) -> bytes:
-        """The packet for the query processor; the token comes first."""
-        pairs = ((TOKEN_PARAMETER, token.encode("ascii")), *self.parameters)
+    def packet(self, token: str = "") -> bytes:
+        """The packet for the query processor; the token, if there is one, comes first."""
+        pairs = ((TOKEN_PARAMETER, token.encode("ascii")), *self.parameters) if token else self.parameters
         body = self.protocol.to_bytes(4, "big") + b"".join(k + b"\0" + v + b"\0" for k, v in pairs) + b"\0"
         return (len(body) + 4).to_bytes(4, "big") + body
 

@@ -75,6 +75,10 @@ class Store(Protocol):
         """Write a record about the store."""
         ...
 
+    def set_ranges(self, packed: bytes) -> None:
+        """Apply only keys in these ranges from now on (`pack_ranges`)."""
+        ...
+
     def sync(self, clean: bool = False) -> None:
         """Make the files durable; `clean` says that they are whole (S2)."""
         ...
@@ -111,10 +115,15 @@ class Store(Protocol):
         ...
 
 
+def pack_ranges(ranges: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Ranges [lo, hi) as `Store.set_ranges` takes them."""
+    return b"".join(len(bound).to_bytes(2, "big") + bound for lo_and_hi in sorted(ranges) for bound in lo_and_hi)
+
+
 def open_store(directory: Path, cluster: bytes, *, restored: bool = False) -> Store:
     """Open or create; DamagedError if it must be rebuilt."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     return NativeStore(str(directory), cluster, restored=restored)
 
 
-__all__ = ["DATA_FILE", "DamagedError", "FullError", "Store", "StoreError", "TooOldError", "open_store"]
+__all__ = ["DATA_FILE", "DamagedError", "FullError", "Store", "StoreError", "TooOldError", "open_store", "pack_ranges"]
