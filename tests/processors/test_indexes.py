@@ -374,7 +374,8 @@ def test_partitioned_table_under_writes(processors: Processors) -> None:
     for number in range(COUNT):
         with processors.connect(number) as session:
             found = session.execute(
-                "SELECT indexrelid::regclass::text, indisvalid FROM pg_index WHERE indexrelid::regclass::text LIKE 'parts%'"
+                "SELECT indexrelid::regclass::text, indisvalid FROM pg_index"
+                " WHERE indexrelid::regclass::text LIKE 'parts%'"
             ).fetchall()
             assert {(name, True) for name, _ in found} == set(found)
             for partition in ("parts_1", "parts_2_rest"):
