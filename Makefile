@@ -9,7 +9,8 @@
 #	make clean		forget what was built
 #
 # ARGUMENTS="--port 5433" goes to the command behind a target, DATA=DIR names
-# the cluster's directory, TESTS=tests/unit chooses tests.
+# the cluster's directory, TESTS=tests/unit chooses tests; all of them run two
+# files at once, JOBS=0 one after the other.
 #
 # What holds: nothing is installed outside .venv, except python3-venv and
 # python3-dev when they are missing and we are root. Sources are used in place:
@@ -22,6 +23,7 @@ BIN := .venv/bin
 BUILT := $(wildcard postgres/*.c postgres/*.h postgres/*.sql postgres/cflags native/*.c native/*.h) \
 	pyproject.toml setup.py src/australis/build_extension.py
 TESTS ?= tests
+JOBS ?= $(if $(filter tests,$(TESTS)),2,0)
 SEEDS ?= 1000
 DATA ?=
 CODE := src tests setup.py
@@ -32,7 +34,7 @@ run: .venv/installed
 	$(BIN)/australis start $(if $(DATA),--data "$(DATA)") $(ARGUMENTS)
 
 test: .venv/tested
-	$(BIN)/python -m pytest $(TESTS) $(ARGUMENTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS) $(ARGUMENTS)
 
 check: .venv/tested
 	$(BIN)/ruff format --check $(CODE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -11,11 +13,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from australis.config import Config
 from australis.control_plane import log_reader
+from australis.control_plane.embedded import EmbeddedCluster
+from australis.control_plane.layout import Cluster, ClusterError, Layout
+from australis.query_processor.installation import Installation
 from tests.cli.conftest import Australis
+from tests.fixtures.servers import free_port
 
 pytestmark = pytest.mark.timeout(180)
 PATIENCE = 20.0
@@ -182,6 +190,34 @@ def test_default_port_taken(australis_command: Australis) -> None:
         started = australis_command("start", "--detach")
         assert "port 5432 is in use by another program; using 54" in started.stderr
         assert ":54" in started.stdout
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_port_that_is_taken_before_it_is_used(directory: Path, asked: bool) -> None:
+    """Seconds pass between the choice and its use, in which another cluster may come."""
+    made = Cluster(format=1, cluster="ab" * 16, profile="postgres", postgresql=18, created="")
+    installation = cast(Installation, None)  # no server of it is started
+    wanted = free_port() if asked else None
+    said: list[str] = []
+    cluster = EmbeddedCluster(Layout(directory), made, Config(), installation, port=wanted, notice=said.append)
+    cluster.layout.run.mkdir()
+
+    async def start() -> int:
+        chosen = cluster._choose_port()
+        router = cluster._make_router(chosen)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(socket.create_server(("127.0.0.1", chosen)))
+            await cluster._start_router(stack, router)
+            assert cluster.router is not None
+            assert cluster.router.port != chosen
+            return cluster.router.port
+
+    if asked:
+        with pytest.raises(ClusterError, match=f"port {wanted} was taken by another program meanwhile"):
+            asyncio.run(start())
+    else:
+        port = asyncio.run(start())
+        assert said[-1] == f"port 5432 is in use by another program; using {port}"
 
 
 def test_profile_is_for_life(australis_command: Australis) -> None:

@@ -1,8 +1,9 @@
 """Playing an interleaving of several sessions, one step after the other.
 
 Each session is a thread with its own connection, so that a step that waits for a lock (stock PostgreSQL) does not stop
-the others: a step without an answer within `PATIENCE` is noted as waiting and collected when its session is needed
-again. On Australis only schema changes wait. After an error a session's further steps are skipped, as a client would.
+the others: a step that another session blocks, as the server's lock table says, is noted as waiting and collected when
+its session is needed again. On Australis only schema changes wait. After an error a session's further steps are
+skipped, as a client would.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import psycopg
 
 from tests.fixtures.servers import Server
 
-PATIENCE = 0.2
-NEVER_WAITS = 10.0  # for Australis: only a slow machine
+LOOK_AGAIN = 0.02  # between looks at the lock table
 GIVE_UP = 20.0
+BLOCKED = "SELECT cardinality(pg_blocking_pids(%(pid)s)) + cardinality(pg_safe_snapshot_blocking_pids(%(pid)s)) > 0"
 
 Rows = list[tuple[object, ...]]
+Connection = psycopg.Connection[tuple[object, ...]]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class _Session(threading.Thread):
         self.connection = server.connect()
         self.connection.execute(f"SET search_path = {schema}")
         self.connection.execute("SET statement_timeout = '15s'")
+        (self.pid,) = self.connection.execute("SELECT pg_backend_pid()").fetchone() or (None,)
         self.todo: queue.Queue[str | None] = queue.Queue(maxsize=4)
         self.done: queue.Queue[Rows | psycopg.Error | None] = queue.Queue(maxsize=4)
         self.pending = 0
@@ -108,7 +111,7 @@ def play(case: Case, server: Server, schema: str) -> Played:
         sessions = {name: _Session(server, schema) for name in dict.fromkeys(s.session for s in case.steps)}
         out = Played()
         try:
-            _interleave(case, server, sessions, out)
+            _interleave(case, owner, sessions, out)
         finally:
             for session in sessions.values():
                 session.close()
@@ -118,14 +121,14 @@ def play(case: Case, server: Server, schema: str) -> Played:
     return out
 
 
-def _interleave(case: Case, server: Server, sessions: dict[str, _Session], out: Played) -> None:
+def _interleave(case: Case, watcher: Connection, sessions: dict[str, _Session], out: Played) -> None:
     """All steps in order; those of a session that waits for a lock are put off until it goes on."""
     left = list(case.steps)
     waiting: dict[str, Step] = {}
     idle_since = time.monotonic()
     while left or waiting:
         for name in list(waiting):
-            if _collect(sessions[name], waiting[name], out, PATIENCE):
+            if _collect(sessions[name], waiting[name], out, watcher):
                 del waiting[name]
                 idle_since = time.monotonic()
         step = next((s for s in left if s.session not in waiting), None)
@@ -138,18 +141,24 @@ def _interleave(case: Case, server: Server, sessions: dict[str, _Session], out: 
         if session.failed:
             continue
         session.todo.put(f"BEGIN ISOLATION LEVEL {case.level}" if step.sql == "BEGIN" else step.sql)
-        if not _collect(session, step, out, PATIENCE if server.kind == "stock" or case.waits else NEVER_WAITS):
+        if not _collect(session, step, out, watcher):
             waiting[step.session] = step
             out.waited = True
         idle_since = time.monotonic()
 
 
-def _collect(session: _Session, step: Step, out: Played, patience: float) -> bool:
-    """Take the step's answer; False if it is not there in time."""
-    try:
-        answer = session.done.get(timeout=patience)
-    except queue.Empty:
-        return False
+def _collect(session: _Session, step: Step, out: Played, watcher: Connection) -> bool:
+    """Take the step's answer; False if its session is blocked by another one."""
+    deadline = time.monotonic() + GIVE_UP
+    while True:
+        try:
+            answer = session.done.get(timeout=LOOK_AGAIN)
+            break
+        except queue.Empty:
+            if watcher.execute(BLOCKED, {"pid": session.pid}).fetchone() == (True,):
+                return False
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no answer to {step.session}: {step.sql}") from None
     if isinstance(answer, psycopg.Error):
         session.failed = True
         out.ends[step.session] = answer.sqlstate or "lost"

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 FIRST_PORT = 5432
 PORTS_TRIED = 100
+PORT_ATTEMPTS = 5
 COMMIT_READY = 60.0  # reading a long journal takes time
 NATS_READY = 60.0
 STORAGE_READY = 60.0
@@ -408,15 +409,22 @@ class EmbeddedCluster:
             ) from error
 
     async def _start_router(self, stack: contextlib.AsyncExitStack, router: Router) -> None:
-        try:
-            await router.start()
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise ClusterError(f"port {router.port} was taken by another program meanwhile; start again") from error
-            raise ClusterError(
-                f"cannot listen on {', '.join(self.config.listen)}, port {router.port}: "
-                f"{(error.strerror or str(error)).lower()}; change listen in {CONFIG_FILE}"
-            ) from error
+        """Its port may be taken since it was chosen: then by another one, if nobody asked for this one."""
+        for attempt in range(1, PORT_ATTEMPTS + 1):
+            try:
+                await router.start()
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise ClusterError(
+                        f"cannot listen on {', '.join(self.config.listen)}, port {router.port}: "
+                        f"{(error.strerror or str(error)).lower()}; change listen in {CONFIG_FILE}"
+                    ) from error
+                if self._wanted_port is not None or attempt == PORT_ATTEMPTS:
+                    raise ClusterError(
+                        f"port {router.port} was taken by another program meanwhile; start again"
+                    ) from error
+            router = self._make_router(self._choose_port())
         self.router = router
         stack.push_async_callback(router.close)
         self._state.host, self._state.port = _reachable(self.config.listen[0]), router.port

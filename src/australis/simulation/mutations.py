@@ -415,7 +415,7 @@ def _after_resolve() -> list[Patch]:
 def _while_voting() -> list[Patch]:
     """Killed in words, but the attempt goes on."""
 
-    def resolve(self: Node, client: Client, message: Resolve) -> None:
+    def resolve(self: Node, client: Client, message: Resolve, now: Now) -> None:
         outcome, tau = self.core.resolve(message.txid, message.tau_start, message.generation)
         self._reply(client, ResolveReply(message.txid, outcome, tau))
 
