@@ -76,4 +76,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, sys.argv[1]))
+    raise SystemExit(run(main, Path(sys.argv[1]).parent.name))

@@ -195,6 +195,7 @@ class Node:
         self._timers: list[tuple[int, int, bytes | int]] = []
         self._timer_count = 0
         self._unpublished = list(recovered.unpublished)
+        self.conflicted = b""  # the key at which a request met its last conflict here: for statistics
         self._out: list[Effect] = []
 
     # ------------------------------------------------------------------------------------------------ entrances
@@ -714,6 +715,7 @@ class Node:
             return Ballot.CONFLICT
         key = core.table.conflict(share.keys, share.modes, tau_start)
         if key is not None:
+            self.conflicted = key
             return Ballot.SCHEMA_CONFLICT if key.startswith(DDL_RANGE) else Ballot.CONFLICT
         for lo, hi, _ in share.checks:
             if core.table.range_conflict(lo, hi, tau_start) is not None:

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import msgspec
 import structlog
+from prometheus_client import Histogram
 
 from australis.adjudicator.node import Alarm, Append, Effect, Node, Reply, Send, Settings
 from australis.adjudicator.recovery import Recovery
@@ -38,10 +39,14 @@ from australis.journal.files import FilesJournal
 from australis.journal.interface import Claimed, Journal, Reader
 from australis.journal.nats_server import NatsSettings
 from australis.journal.record import Kind, Position
+from australis.keyspace import relation_of
+from australis.metrics import TopCounter
+from australis.observe import Observed, observed
 from australis.partition_map import PartitionMap
 from australis.protocol.messages import (
     Abandon,
     Applied,
+    CommitReply,
     Decided,
     Drop,
     FeedStart,
@@ -72,6 +77,7 @@ from australis.protocol.messages import (
     relations_of,
     wide_commit_decoder,
 )
+from australis.traces import NoTraces
 from australis.transport import Address, Connection, Identity, Link, Server, listen
 
 MAX_PENDING = 20_000
@@ -173,6 +179,10 @@ class AdjudicatorService:
         self._started = time.monotonic()
         self._acked = self._ingests = 0
         self._last_alarm = ""
+        self._seen: Observed | None = None
+        self._arrived: dict[bytes, int] = {}
+        self._commit_seconds: Histogram
+        self._conflicts: TopCounter
         self._rate = 0.0
         self._rate_at = self._started, 0
 
@@ -347,6 +357,10 @@ class AdjudicatorService:
             self._carry_out(node.refuse(client, commit.txid, outcome, obstacle))
             return
         client.unpublished.pop(commit.txid, None)
+        if self._seen is not None:
+            if len(self._arrived) >= MAX_PENDING:
+                self._arrived.clear()  # of requests that were never answered
+            self._arrived[commit.txid] = time.time_ns()
         self._carry_out(node.commit(client, commit, body, now))
 
     def _ingest(self, client: _Client, node: Node, ingest: Ingest, body: bytes, now: tuple[int, int]) -> None:
@@ -397,6 +411,8 @@ class AdjudicatorService:
                 client = effect.client
                 if isinstance(client, _Client) and client.here:
                     client.connection.send(effect.message)
+                if self._seen is not None:
+                    self._answered(effect.message, node, self._seen)
             elif isinstance(effect, Send):
                 link = self._links.get(effect.to)
                 if link is not None:
@@ -410,6 +426,28 @@ class AdjudicatorService:
         self._schedule(node)
         if self._moves:
             self._confirm_moves(node)
+
+    def observe(self, seen: Observed) -> None:
+        """Show latencies and conflicts from now on."""
+        if not seen.measured and isinstance(seen.traces, NoTraces):
+            return
+        self._commit_seconds = seen.metrics.histogram("commit_seconds", "From the arrival of a commit to its answer")
+        self._conflicts = seen.metrics.by_relation("conflicts_by_relation", "Conflicts found here, by storage id")
+        self._seen = seen
+
+    def _answered(self, message: msgspec.Struct, node: Node, seen: Observed) -> None:
+        """Statistics of an answer that was given."""
+        if isinstance(message, CommitReply):
+            arrived = self._arrived.pop(message.txid, 0)
+            now = time.time_ns()
+            if arrived:
+                self._commit_seconds.observe((now - arrived) / 1e9)
+                if seen.traces.wants(message.txid):
+                    outcome = Outcome(message.outcome).name.lower()
+                    seen.traces.span("adjudicate", message.txid, arrived, now, outcome=outcome)
+        if isinstance(message, CommitReply | Vote) and node.conflicted:
+            self._conflicts.add(relation_of(node.conflicted))
+            node.conflicted = b""
 
     def _append(self, effect: Append, node: Node) -> None:
         position = self.journal.append(
@@ -850,7 +888,9 @@ async def serve(role: RoleConfig, stop: asyncio.Event) -> None:
                 generation=service.node.generation,
                 floor=service.node.core.floor,
             )
-            await asked
+            async with observed(role, service.status) as seen:
+                service.observe(seen)
+                await asked
     finally:
         starting.cancel()
         asked.cancel()

@@ -267,12 +267,15 @@ def _stdlib() -> Path:
     return Path(os.__file__).parent
 
 
+_EXTRAS = ("traces", "s3")
+
+
 def _package() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
 def _distributions() -> list[importlib.metadata.Distribution]:
-    """Ours and what it requires, transitively, without extras."""
+    """Ours and what it requires, transitively; of extras, those that services use, where they are installed."""
     found: dict[str, importlib.metadata.Distribution] = {}
     wanted = ["australis"]
     while wanted:
@@ -286,7 +289,8 @@ def _distributions() -> list[importlib.metadata.Distribution]:
                 raise ClusterError("australis is not installed; install it: pip install .") from None
             continue  # required on another platform only
         for requirement in found[name].requires or []:
-            if "extra ==" not in requirement:
+            extra = re.search(r"extra == ['\"]([^'\"]+)", requirement)
+            if extra is None or (name == "australis" and extra[1] in _EXTRAS):
                 match = re.match(r"[A-Za-z0-9._-]+", requirement)
                 if match:
                     wanted.append(match[0])

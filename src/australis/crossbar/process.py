@@ -41,6 +41,7 @@ from australis.crossbar.hub import (
 from australis.errors import AustralisError, JournalError, ProtocolError
 from australis.files import write_atomically
 from australis.journal.record import START, Entry, Position
+from australis.observe import observed
 from australis.partition_map import PartitionMap
 from australis.protocol.messages import (
     Error,
@@ -591,7 +592,8 @@ async def serve(role: RoleConfig, stop: asyncio.Event) -> None:
     announce(service="crossbar", name=config.name)
     service.failed.add_done_callback(lambda _: stop.set())
     try:
-        await stop.wait()
+        async with observed(role, service.status):
+            await stop.wait()
     finally:
         await service.stop()
     if service.failed.done():

@@ -31,6 +31,7 @@ from typing import Any, Protocol, cast
 
 import msgspec
 import structlog
+from prometheus_client import Histogram
 
 from australis.clock import Clock, open_clock
 from australis.control_plane.layout import ClusterError
@@ -41,6 +42,7 @@ from australis.errors import AustralisError, ProtocolError
 from australis.files import write_atomically
 from australis.journal.record import Kind
 from australis.keyspace import SystemRelation, relation_range
+from australis.observe import Observed, observed
 from australis.page import PROCESSORS, SharedPage, Word, process_lives
 from australis.partition_map import PartitionMap
 from australis.process import announce
@@ -69,6 +71,7 @@ from australis.protocol.messages import (
     ShardStart,
     ShardSubscribe,
     Snapshot,
+    SnapshotReply,
     Stats,
     StatsReply,
     Status,
@@ -101,6 +104,7 @@ from australis.query_processor.plane import (
     entries,
     touches_sequences,
 )
+from australis.traces import NoTraces
 from australis.transport import Address, Connection, Identity, Link, Server, listen
 
 LARGE_BUDGET = 1 << 30
@@ -136,6 +140,7 @@ _adjudicator_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
 _replica_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
     GetReply | ScanReply | StatsReply | Error | StatusReply
 )
+MAX_ASKED = 10_000
 CROSSBAR_SILENCE = 1.5
 """Seconds after which a crossbar that says nothing is left: it says something four times a second."""
 
@@ -177,6 +182,9 @@ class Gateway:
         self._adjudicators: dict[int, Link] = {}
         self._replicas: dict[str, Link] = {}
         self._peers: dict[str, Link] = {}
+        self._seen: Observed | None = None
+        self._asked: dict[object, int] = {}  # commit or snapshot -> when, in ns
+        self._seconds: dict[type[msgspec.Struct], Histogram] = {}
         self._crossbar: _Subscription
         self._held: list[tuple[int, int, Client, msgspec.Struct]] = []  # until the clock's earliest has reached a time
         self._numbers = itertools.count()
@@ -349,7 +357,39 @@ class Gateway:
             heapq.heappush(self._held, (tau, next(self._numbers), client, message))
             self._schedule_held()
             return
+        if self._seen is not None:
+            self._answered(client, message, self._seen)
         cast(_Asker, client).answer(message)
+
+    def observe(self, seen: Observed) -> None:
+        """Show latencies and traces from now on."""
+        if not seen.measured and isinstance(seen.traces, NoTraces):
+            return
+        self._seconds = {
+            CommitReply: seen.metrics.histogram("commit_seconds", "From a backend's COMMIT to its answer"),
+            SnapshotReply: seen.metrics.histogram("snapshot_seconds", "Until a transaction has its snapshot"),
+        }
+        self._seen = seen
+
+    def asked(self, client: Client, message: WideCommit | Snapshot) -> None:
+        """A backend waits for an answer; its latency is of interest."""
+        if self._seen is None:
+            return
+        if len(self._asked) >= MAX_ASKED:
+            self._asked.clear()  # of backends that went away
+        name = message.txid if isinstance(message, WideCommit) else (client, message.id)
+        self._asked[name] = time.time_ns()
+
+    def _answered(self, client: Client, message: msgspec.Struct, seen: Observed) -> None:
+        if not isinstance(message, CommitReply | SnapshotReply):
+            return
+        name = message.txid if isinstance(message, CommitReply) else (client, message.id)
+        asked, now = self._asked.pop(name, 0), time.time_ns()
+        if asked:
+            self._seconds[type(message)].observe((now - asked) / 1e9)
+            if isinstance(message, CommitReply) and seen.traces.wants(message.txid):
+                outcome = Outcome(message.outcome).name.lower()
+                seen.traces.span("commit", message.txid, asked, now, outcome=outcome)
 
     def _schedule_held(self) -> None:
         if self._held_timer is None and self._held:
@@ -763,8 +803,10 @@ class _QueryClient(_Handler):
         commits, at = gateway.commits, gateway.at
         budget, self._granted = self._granted, 0
         if isinstance(message, WideCommit):
+            gateway.asked(self, message)
             gateway.carry_out(commits.commit(self, message, budget, at))
         elif isinstance(message, Snapshot):
+            gateway.asked(self, message)
             gateway.carry_out(gateway.timeline.ask(self, message.id, gateway.now(), at))
         elif isinstance(message, Ingest):
             check_ingest(message)
@@ -1028,6 +1070,7 @@ async def serve(config: RoleConfig, stop: asyncio.Event) -> None:
             await starting
         if not stop.is_set() and not gateway.failed.done():
             announce(service="gateway", name=config.name, port=processors.ports[0], generation=gateway.generation)
+            gateway.observe(await stack.enter_async_context(observed(config, gateway.status)))
             await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
         if gateway.failed.done():
             raise gateway.failed.result()

@@ -30,11 +30,13 @@ from pathlib import Path
 
 import msgspec
 import structlog
+from prometheus_client import Histogram
 
 from australis.clock import Clock, open_clock
 from australis.control_plane.topology import RoleConfig, identity_of
 from australis.errors import AustralisError, StorageError
 from australis.keyspace import KeyRanges
+from australis.observe import observed
 from australis.partition_map import PartitionMap
 from australis.protocol.messages import (
     Error,
@@ -137,6 +139,7 @@ class ShardService:
         self._tasks: list[asyncio.Task[None]] = []
         self._wanted = 0
         self.gets = self.scans = self.records = self.batches = 0
+        self.wait_seconds: Histogram | None = None
         self._started = time.monotonic()
 
     # ------------------------------------------------------------------------------------------------ life cycle
@@ -268,7 +271,10 @@ class ShardService:
         self.applied = tau
         waiting = self._waiting
         while waiting and waiting[0][0] <= tau:
-            heapq.heappop(waiting)[3](True)
+            _, _, until, then = heapq.heappop(waiting)
+            if self.wait_seconds is not None:
+                self.wait_seconds.observe(FRESH_SECONDS - (until - time.monotonic()))
+            then(True)
         if self._wanted <= tau:
             self._wanted = 0
             if waiting:
@@ -321,6 +327,8 @@ class ShardService:
     def when_fresh(self, tau: int, then: Callable[[bool], None]) -> None:
         """Call `then` with True once everything at or below tau is applied; with False after the time limit."""
         if tau <= self.applied:
+            if self.wait_seconds is not None:
+                self.wait_seconds.observe(0.0)
             then(True)
         elif len(self._waiting) >= MAX_WAITING:
             then(False)
@@ -619,7 +627,10 @@ async def serve(config: RoleConfig, stop: asyncio.Event) -> None:
     announce(service="storage", name=config.name, shard=config.number)
     service.failed.add_done_callback(lambda _: stop.set())
     try:
-        await stop.wait()
+        async with observed(config, service.status) as seen:
+            if seen.measured:
+                service.wait_seconds = seen.metrics.histogram("read_wait_seconds", "Until a read's time was applied")
+            await stop.wait()
     finally:
         await service.stop()
     if service.failed.done():
