@@ -203,7 +203,7 @@ class EmbeddedCluster:
             stack.push_async_callback(self._close_processors, processors)
             await processors.start()
         with measure("router"):
-            await self._start_router(stack, router)
+            await self._start_router(stack, router, processors)
 
     async def _start_services(self, stack: contextlib.AsyncExitStack) -> None:
         """Commit process, then storage, which follows it."""
@@ -408,7 +408,7 @@ class EmbeddedCluster:
                 f"unencrypted key in PEM format ({reason.lower().replace('_', ' ')}); correct them or remove [tls]"
             ) from error
 
-    async def _start_router(self, stack: contextlib.AsyncExitStack, router: Router) -> None:
+    async def _start_router(self, stack: contextlib.AsyncExitStack, router: Router, processors: ProcessorHost) -> None:
         """Its port may be taken since it was chosen: then by another one, if nobody asked for this one."""
         for attempt in range(1, PORT_ATTEMPTS + 1):
             try:
@@ -424,7 +424,7 @@ class EmbeddedCluster:
                     raise ClusterError(
                         f"port {router.port} was taken by another program meanwhile; start again"
                     ) from error
-            router = self._make_router(self._choose_port())
+            router = self._make_router(self._choose_port(), processors)
         self.router = router
         stack.push_async_callback(router.close)
         self._state.host, self._state.port = _reachable(self.config.listen[0]), router.port
