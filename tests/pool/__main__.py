@@ -23,6 +23,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 
+from australis.query_processor.launcher import REFRESH_CHANGES
 from tests.fixtures.servers import temporary_directory
 from tests.pool.conftest import PoolCluster, eventually, start
 
@@ -37,6 +38,9 @@ def warm(pool: PoolCluster) -> None:
 def copied(pool: PoolCluster) -> None:
     # what is done with its files while it is stopped comes to an end first
     eventually(lambda: pool.logged("service.ended", "query_processor.clean")[-1]["event"] != "service.ended", "clean")
+    if pool.state()["processors"][0]["change"] > REFRESH_CHANGES:
+        images = pool.cluster.data / "query_processor"
+        eventually(lambda: list(images.glob("image-*.tar")), "an image of its catalogs")
     shutil.rmtree(pool.directory(0))
 
 

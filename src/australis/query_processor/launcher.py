@@ -30,7 +30,7 @@ from australis.query_processor.installation import Installation
 from australis.query_processor.probe import NotReadyError, query
 from australis.query_processor.settings import CONFIG_FILE, HBA, Settings, render
 
-PROBE_INTERVAL = 0.01
+PROBE_INTERVAL = 0.005
 REFRESH_CHANGES = 200
 """Schema changes that a start may have to replay before a newer image is worth its making: about 50 ms."""
 
@@ -157,15 +157,21 @@ class QueryProcessor:
     async def wait_ready(self, seconds: float, *, answered: Callable[[], None] = lambda: None) -> None:
         """Return once a session is admitted and answers. Raises NotReadyError with the last reason after `seconds`.
 
-        `answered` is called when the server lets sessions in, whose first statement waits for the catalogs.
+        `answered` is called when the server lets sessions in, whose log-in waits for the catalogs.
         """
         last = NotReadyError("not started")
+        accepts = False
         try:
             async with asyncio.timeout(seconds):
                 while True:
                     try:
-                        await query(self.socket, "SELECT 1", logged_in=answered)
-                        return
+                        if not accepts:  # to ask it now would only make it start processes
+                            accepts = self._accepts()
+                            if accepts:
+                                answered()
+                        if accepts:
+                            await query(self.socket, "SELECT 1")
+                            return
                     except NotReadyError as error:
                         # Anything but "starting up" and "nobody listens yet" will not go away by waiting.
                         if error.sqlstate not in ("", CANNOT_CONNECT_NOW):
@@ -174,6 +180,14 @@ class QueryProcessor:
                     await asyncio.sleep(PROBE_INTERVAL)
         except TimeoutError:
             raise NotReadyError(f"PostgreSQL did not serve within {seconds:.0f} s: {last}", last.sqlstate) from None
+
+    def _accepts(self) -> bool:
+        """Does the server say that it accepts connections? (Its file has that in the eighth line, for pg_ctl.)"""
+        try:
+            lines = (self.data / "postmaster.pid").read_text(encoding="ascii", errors="replace").splitlines()
+        except FileNotFoundError:
+            return False
+        return len(lines) > 7 and lines[7].strip() == "ready"
 
     async def in_use(self) -> int:
         """How many sessions and jobs it has, whoever they came through; `version` is brought up to date.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 from australis.errors import AustralisError
@@ -24,14 +23,7 @@ class NotReadyError(AustralisError):
         self.sqlstate = sqlstate  # "" when no server answered
 
 
-async def query(
-    socket: Path,
-    sql: str,
-    *,
-    user: str = "admin",
-    database: str = "postgres",
-    logged_in: Callable[[], None] = lambda: None,
-) -> list[list[str | None]]:
+async def query(socket: Path, sql: str, *, user: str = "admin", database: str = "postgres") -> list[list[str | None]]:
     """Run one statement, return its rows as text. Raises NotReadyError; cancel it to bound its time."""
     try:
         reader, writer = await asyncio.open_unix_connection(str(socket))
@@ -44,7 +36,6 @@ async def query(
         )
         writer.write(struct.pack("!II", len(parameters) + 9, 3 << 16) + parameters + b"\0")
         await _until_ready(reader)
-        logged_in()
         text = sql.encode() + b"\0"
         writer.write(b"Q" + struct.pack("!I", len(text) + 4) + text)
         rows = await _until_ready(reader)
