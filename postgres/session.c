@@ -43,6 +43,9 @@
  *
  * The connection then stays open and silent for the life of the backend.
  *
+ * The socket is handover.sock in the run directory; of several routers, whose
+ * tokens begin with "rNN", it is handover-NN.sock, a link to the router's own.
+ *
  *-------------------------------------------------------------------------
  */
 #include "australis.h"

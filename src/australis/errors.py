@@ -47,6 +47,12 @@ class JournalDamagedError(JournalError):
         )
 
 
+class FencedError(JournalError):
+    """Another generation has taken over the journal: nothing more of ours counts."""
+
+    sqlstate = "57P01"
+
+
 class JournalLockedError(JournalError):
     """Another process writes this journal."""
 

@@ -118,6 +118,23 @@ def test_every_role_is_killed_under_load(cluster: PlaneCluster, bank: Bank, role
     bank.check()
 
 
+def test_a_stopped_replica_costs_no_failed_read(cluster: PlaneCluster) -> None:
+    """SIGSTOP: its connections stay; reads are hedged and then go to the other one."""
+    with cluster.server(0).connect() as connection:
+        connection.execute("CREATE TABLE hedged (id int PRIMARY KEY)")
+        connection.execute("INSERT INTO hedged SELECT generate_series(1, 1000)")
+        stopped = ["storage-0-1", "storage-1-1"]
+        try:
+            for name in stopped:
+                cluster.processes[name].send_signal(signal.SIGSTOP)
+            for number in range(1, 201):
+                assert connection.execute("SELECT id FROM hedged WHERE id = %s", (number,)).fetchone() == (number,)
+            assert connection.execute("SELECT count(*) FROM hedged").fetchone() == (1000,)
+        finally:
+            for name in stopped:
+                cluster.processes[name].send_signal(signal.SIGCONT)
+
+
 def test_without_an_adjudicator_writers_wait_cancellable_and_open_snapshots_go_on(cluster: PlaneCluster) -> None:
     with cluster.server(0).connect() as reader, cluster.server(0).connect() as writer:
         reader.execute("CREATE TABLE open (id int PRIMARY KEY)")

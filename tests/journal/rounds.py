@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from australis.journal.nats import FencedError
+from australis.errors import FencedError
 from tests.fixtures.nats import NatsServers, Relay, relay
 from tests.journal.engines import NatsEngine
 from tests.journal.owner import History, Owner, check

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from australis.errors import AustralisError
+from australis.errors import AustralisError, FencedError
 from australis.journal import nats, reached
 from australis.journal.message import Message, Queued, pack_message, unpack_message
-from australis.journal.nats import FencedError, NatsJournal
+from australis.journal.nats import NatsJournal
 from australis.journal.nats_server import connect
 from australis.journal.record import Kind, Position, encode_record
 from tests.fixtures.nats import NatsServers, Relay, relay

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.matrix.cluster import many_processes
-from tests.matrix.run import HEADER, ROLES, SMALL, Matrix, write_json
+from tests.matrix.run import HEADER, ROLES, SMALL, Matrix, rolling_restart, write_json
 
 
 def main() -> int:
@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--faults", default="kill -9,SIGSTOP")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--restart", action="store_true", help="restart every role, rolling, instead of faults")
     parser.add_argument("--json", type=Path, help="write the report here, too")
     options = parser.parse_args()
     topology = options.topology.read_text() if options.topology else SMALL
@@ -26,6 +27,9 @@ def main() -> int:
         print(HEADER, flush=True)
         try:
             for _ in range(options.rounds):
+                if options.restart:
+                    rolling_restart(matrix)
+                    continue
                 matrix.all_faults(tuple(options.roles.split(",")), tuple(options.faults.split(",")))
         finally:
             report = matrix.finish()

@@ -233,3 +233,28 @@ def write_json(report: Report, file: Path) -> None:
 def say(text: str) -> None:
     """To the person who waits."""
     print(text, file=sys.stderr, flush=True)
+
+
+def rolling_restart(matrix: Matrix) -> list[Row]:
+    """`australis restart --rolling`, one role after the other, under the same load."""
+    rows = []
+    cluster = matrix.cluster
+    for role in ("control", "crossbar", "storage", "adjudicator", "gateway", "router"):
+        row = Row(role, "all", "restart")
+        matrix._note(None)
+        began = time.monotonic()
+        done = cluster.cluster.command("restart", "--rolling", "--data", str(cluster.cluster.data), role, timeout=300)
+        row.whole_again = time.monotonic() - began
+        if done.returncode != 0:
+            row.problem = done.stderr.strip()[-300:]
+        for probe in matrix._probes:
+            if not probe.waits_until_after(time.monotonic(), HEAL_SECONDS):
+                row.problem = f"no success of the {probe.name} within {HEAL_SECONDS:.0f} s"
+        now = time.monotonic()
+        row.writes_silent = matrix._probes[0].longest_silence(began, now)
+        row.reads_silent = matrix._probes[1].longest_silence(began, now)
+        matrix._note(row)
+        matrix.report.rows.append(row)
+        print(row, flush=True)
+        rows.append(row)
+    return rows

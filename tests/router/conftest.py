@@ -188,6 +188,12 @@ class RouterProcess:
         assert self.process.wait(15) == 0, self.log.read_text()
         self._pipes()
 
+    def leave(self) -> None:
+        """End without the sessions that were handed over."""
+        self._ask("leave")
+        assert self.process.wait(15) == 0, self.log.read_text()
+        self._pipes()
+
     def kill(self) -> None:
         if self.process.poll() is None:
             self.process.kill()

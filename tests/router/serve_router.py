@@ -19,6 +19,7 @@ import structlog
 import uvloop
 
 from australis.router import Router, RouterConfig
+from australis.transport import Address
 
 PATHS = ("handover_socket", "unix_socket", "tls_certificate", "tls_key")
 
@@ -28,7 +29,9 @@ async def serve(settings: dict[str, Any]) -> int:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: lost.append(str(context)))
     arguments: dict[str, Any] = {name: Path(value) if name in PATHS else value for name, value in settings.items()}
-    arguments["upstreams"] = tuple(map(Path, arguments["upstreams"]))
+    arguments["upstreams"] = tuple(
+        Path(text) if text.startswith("/") else Address.parse(text) for text in arguments["upstreams"]
+    )
     router = Router(RouterConfig(**arguments))
     await router.start()
     print(router.port, flush=True)
@@ -53,7 +56,10 @@ async def serve(settings: dict[str, Any]) -> int:
             )
         else:
             break
-    await router.close()
+    if command == b"leave":
+        await router.leave(1.0)
+    else:
+        await router.close()
     print("{}", flush=True)
     left = [str(task) for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for line in left + lost:

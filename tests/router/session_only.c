@@ -14,7 +14,7 @@ char	   *au_run_directory;
 bool		au_enabled = false;
 
 void
-au_page_snapshot(Tau *acked, int64 *ddl)
+au_newest_snapshot(Tau *acked, int64 *ddl)
 {
 	elog(FATAL, "no shared page");
 }

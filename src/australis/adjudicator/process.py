@@ -29,12 +29,20 @@ import msgspec
 import structlog
 from prometheus_client import Histogram
 
+from australis.adjudicator.lease import Lease
 from australis.adjudicator.node import Alarm, Append, Effect, Node, Reply, Send, Settings
 from australis.adjudicator.recovery import Recovery
 from australis.clock import Clock, open_clock
 from australis.control_plane.topology import RoleConfig, identity_of
 from australis.crossbar.feed import Framed, RecentRecords, frame_record
-from australis.errors import AustralisError, JournalError, JournalLockedError, PositionGoneError, ProtocolError
+from australis.errors import (
+    AustralisError,
+    FencedError,
+    JournalError,
+    JournalLockedError,
+    PositionGoneError,
+    ProtocolError,
+)
 from australis.journal.files import FilesJournal
 from australis.journal.interface import Claimed, Journal, Reader
 from australis.journal.nats_server import NatsSettings
@@ -138,6 +146,7 @@ class AdjudicatorConfig:
     clock: Clock
     identity: Identity
     nats: NatsSettings | None = None
+    candidates: bool = False  # may other processes serve this number, too? Then a lease says which (engine nats)
     born: int = 0  # the time at which its journal began, if it is not one of the first (rule W2)
     settings: Settings = field(default_factory=Settings)
 
@@ -179,6 +188,8 @@ class AdjudicatorService:
         self._started = time.monotonic()
         self._acked = self._ingests = 0
         self._last_alarm = ""
+        self.listening = asyncio.Event()  # as a candidate that may wait for long
+        self._lease: Lease | None = None
         self._seen: Observed | None = None
         self._arrived: dict[bytes, int] = {}
         self._commit_seconds: Histogram
@@ -202,6 +213,11 @@ class AdjudicatorService:
             identity.check_peer,
         )
         self._server = await listen(config.listen, served, lambda: _Client(self))
+        if config.candidates and config.nats is not None:
+            self.listening.set()
+            self._lease = lease = Lease(config.nats, f"adjudicator-{config.number}", config.name)
+            await lease.acquire()
+            lease.lost.add_done_callback(lambda lost: self._journal_failed(lost.result()))
         initial = config.map.owned(config.number) if config.born == 0 else []
         recovery = Recovery(initial, config.born)
         claimed = await self._claim(recovery)
@@ -283,6 +299,8 @@ class AdjudicatorService:
             await link.close()
         for subscriber in list(self._subscribers):
             subscriber.close()
+        if self._lease is not None:
+            await self._lease.close()
         await self._close_connections()
 
     async def _close_connections(self) -> None:
@@ -307,7 +325,8 @@ class AdjudicatorService:
             if not self.failed.done():
                 log.error("journal.failed", error=str(error))
                 self._completed()  # what was said to be durable before is
-                if self.node is not None:
+                if self.node is not None and isinstance(error, FencedError):
+                    # nothing else of ours counts. After any other failure it may: nobody is answered, they resolve
                     self._carry_out(self.node.deposed())
                 self.failed.set_result(error)
 
@@ -865,6 +884,7 @@ def configured(role: RoleConfig) -> AdjudicatorConfig:
         open_clock(role.clock.source, role.clock.max_error),
         identity_of(role),
         nats,
+        len(role.peers.adjudicators.get(str(role.number), [])) > 1,
     )
 
 
@@ -874,25 +894,34 @@ async def serve(role: RoleConfig, stop: asyncio.Event) -> None:
 
     config = configured(role)
     service = AdjudicatorService(config)
+    candidate = False
+
+    def ready(generation: int, floor: int) -> None:
+        announce(service="adjudicator", number=config.number, generation=generation, floor=floor)
+
     starting = asyncio.ensure_future(service.start())
+    waiting = asyncio.ensure_future(service.listening.wait())
     asked = asyncio.ensure_future(stop.wait())
     service.failed.add_done_callback(lambda _: stop.set())
     try:
-        await asyncio.wait([starting, asked], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([starting, waiting, asked], return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done() and not starting.done():
+            candidate = True
+            ready(0, 0)  # it is there, and will serve when it is needed
+            await asyncio.wait([starting, asked], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
             assert service.node is not None, "it has started"
-            announce(
-                service="adjudicator",
-                number=config.number,
-                generation=service.node.generation,
-                floor=service.node.core.floor,
-            )
+            if candidate:
+                log.info("adjudicator.serves", number=config.number, generation=service.node.generation)
+            else:
+                ready(service.node.generation, service.node.core.floor)
             async with observed(role, service.status) as seen:
                 service.observe(seen)
                 await asked
     finally:
         starting.cancel()
+        waiting.cancel()
         asked.cancel()
         await service.stop()
     if service.failed.done():

@@ -92,7 +92,11 @@ def instances(topology: TopologyFile) -> list[Instance]:
     """All processes of a topology, in the order of their start."""
     found = [Instance("nats", f"nats-{number}", number) for number in range(topology.nats)]
     found.append(Instance("control", "control", 0))
-    found += [Instance("adjudicator", f"adjudicator-{number}", number) for number in range(topology.adjudicators)]
+    found += [
+        Instance("adjudicator", f"adjudicator-{number}" + (f"-{candidate}" if candidate else ""), number)
+        for number in range(topology.adjudicators)
+        for candidate in range(topology.candidates)
+    ]
     found += [Instance("crossbar", f"crossbar-{number}", number) for number in range(topology.crossbars)]
     found += [
         Instance("storage", replica_name(shard, replica), shard)
@@ -109,7 +113,10 @@ def plan(topology: TopologyFile, cluster: str, place: Place, secret: str) -> lis
     everybody = instances(topology)
     of: Callable[[str], list[Instance]] = lambda role: [one for one in everybody if one.role == role]  # noqa: E731
     peers = Peers(
-        adjudicators={str(one.number): [place.address(one)] for one in of("adjudicator")},
+        adjudicators={
+            str(number): [place.address(one) for one in of("adjudicator") if one.number == number]
+            for number in range(topology.adjudicators)
+        },
         crossbars=[place.address(one) for one in of("crossbar")],
         storage={one.name: place.address(one) for one in of("storage")},
         gateways={one.name: place.address(one) for one in of("gateway")},

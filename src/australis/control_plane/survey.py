@@ -224,9 +224,12 @@ def tool_identity(cluster: bytes, directory: Path) -> Identity:
 async def caught_up(config: RoleConfig, identity: Identity, clock: Callable[[], int] = time.time_ns) -> None:
     """Return once this process, which serves, does so up to now. Raises nothing: cancel it.
 
-    An adjudicator serves its generation, a crossbar's watermark and a storage replica's reads reach the present.
+    An adjudicator serves its generation, a crossbar's watermark and a storage replica's reads reach the present; after
+    the restart of a NATS server all replicas of all streams are current again.
     """
     role = config.role
+    if role == "nats":
+        await _replicated(config)
     if role not in ("adjudicator", "crossbar", "storage"):
         return  # serving is all there is
     wanted = clock()
@@ -248,4 +251,26 @@ async def caught_up(config: RoleConfig, identity: Identity, clock: Callable[[], 
                     answer = await asker.ask(Get(1, wanted, [lo.ljust(RELATION_BYTES + 1, b"\0")]))
                     if isinstance(answer, GetReply) and answer.status in (ReadStatus.OK, ReadStatus.NOT_HELD):
                         return
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _replicated(config: RoleConfig) -> None:
+    """Return once every stream has a leader and all its replicas have what it has."""
+    import nats.errors
+    from nats.js.errors import Error as JetStreamError
+
+    from australis.journal.nats_server import ANSWER_SECONDS, connect
+
+    while True:
+        try:
+            client = await connect(tuple(config.journal.servers), attempts=1)
+            try:
+                streams = await client.jetstream(timeout=ANSWER_SECONDS).streams_info()
+            finally:
+                await client.close()
+            clusters = [stream.cluster for stream in streams if stream.cluster is not None]
+            if all(one.leader and all(peer.current for peer in one.replicas or []) for one in clusters):
+                return
+        except (OSError, TimeoutError, nats.errors.Error, JetStreamError):
+            pass  # no leader yet
         await asyncio.sleep(RETRY_SECONDS)

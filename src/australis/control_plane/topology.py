@@ -305,6 +305,7 @@ class TopologyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     profile: Profile = "postgres"
     nats: Literal[0, 1, 3, 5] = 0  # servers of the cluster's own; 0: journals in files
     adjudicators: Count = 1
+    candidates: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1  # processes that may serve each of them; needs NATS
     crossbars: Count = 1
     shards: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     replicas: Annotated[int, msgspec.Meta(ge=1, le=7)] = 1
@@ -398,6 +399,8 @@ def _topology_mistakes(topology: TopologyFile) -> Iterator[tuple[str, str]]:
         for key in ("prefix", "replicas"):
             if getattr(journal, key):
                 yield f"journal.{key}", "needs nats = 1, 3 or 5, or journal.servers"
+    if topology.engine == "files" and topology.candidates > 1:
+        yield "candidates", "journals in files have one adjudicator each: needs nats = 1, 3 or 5, or journal.servers"
     if topology.nats and (journal.replicas or 1) > topology.nats:
         yield "journal.replicas", f"{journal.replicas} replicas need as many servers, nats = {topology.nats}"
     tls = topology.tls

@@ -33,6 +33,7 @@ from nats.js.api import StreamInfo
 
 from australis.errors import (
     AustralisError,
+    FencedError,
     JournalError,
     PositionGoneError,
     WrongClusterError,
@@ -78,12 +79,6 @@ OVERHEAD = HEADER_BYTES + PREAMBLE_BYTES + 256
 """What a record may cost in the stream beside its body."""
 
 _T = TypeVar("_T")
-
-
-class FencedError(JournalError):
-    """Another generation has taken over the journal."""
-
-    sqlstate = "57P01"
 
 
 class NatsJournal:

@@ -674,7 +674,9 @@ class _Subscription(_Handler):
 
     def __init__(self, gateway: Gateway) -> None:
         super().__init__(gateway)
-        self._early: list[ShardRecord | Watermark] | None = None  # what came before that number is known
+        self._known = False  # that number
+        self._early: list[tuple[int, int]] = []  # schema changes, and the watermark, that came before it
+        self._early_watermark = 0
         self._start = 0
         self._round = 0
 
@@ -684,7 +686,7 @@ class _Subscription(_Handler):
 
     def connected(self, connection: Connection) -> None:
         self._round += 1
-        self._early = []
+        self._known, self._early, self._early_watermark = False, [], 0
         ranges = [DDL_RANGE, SEQUENCE_RANGE]
         connection.send(ShardSubscribe(self.gateway.config.name, ranges, -1, b""))
 
@@ -700,24 +702,26 @@ class _Subscription(_Handler):
                 return
             self._start = max(message.tau, 1)
             self._scan(self._round)
-        elif isinstance(message, ShardRecord | Watermark):
-            if self._early is not None:
-                self._early.append(message)
+        elif isinstance(message, Watermark):
+            if self._known:
+                self.gateway.carry_out(self.gateway.timeline.reached(message.tau, self.gateway.now()))
             else:
-                self._take(message)
+                self._early_watermark = message.tau
+        elif isinstance(message, ShardRecord):
+            if message.kind == Kind.TRANSACTION:
+                self._committed(message)
         elif isinstance(message, Error):
             log.warning("gateway.crossbar_complains", error=message.message)
 
-    def _take(self, message: ShardRecord | Watermark) -> None:
+    def _committed(self, record: ShardRecord) -> None:
+        commit = wide_commit_decoder.decode(record.body)
         gateway = self.gateway
-        if isinstance(message, Watermark):
-            gateway.carry_out(gateway.timeline.reached(message.tau, gateway.now()))
-        elif message.kind == Kind.TRANSACTION:
-            commit = wide_commit_decoder.decode(message.body)
-            if commit.ddl is not None:
-                gateway.timeline.record(message.tau, commit.ddl[0])
-            if not gateway.commits.is_own(message.txid) and touches_sequences(commit):
-                gateway.sequences_changed()
+        if commit.ddl is not None and self._known:
+            gateway.timeline.record(record.tau, commit.ddl[0])
+        elif commit.ddl is not None:
+            self._early.append((record.tau, commit.ddl[0]))
+        if not gateway.commits.is_own(record.txid) and touches_sequences(commit):
+            gateway.sequences_changed()
 
     def _scan(self, round: int) -> None:
         """Read the newest schema change as of the beginning of the subscription."""
@@ -727,7 +731,7 @@ class _Subscription(_Handler):
     def answer(self, message: msgspec.Struct) -> None:
         """What was read."""
         assert isinstance(message, ScanReply), "it was a scan"
-        if message.id != self._round or self._early is None:
+        if message.id != self._round or self._known:
             return  # of a subscription that has ended
         if message.status != ReadStatus.OK:
             log.warning("gateway.catalog_unknown", status=message.status)
@@ -736,12 +740,15 @@ class _Subscription(_Handler):
         n = 0
         for key, _ in entries(message.batch):
             n = int.from_bytes(key[8:16], "big")
-        early, self._early = self._early, None
+        self._known = True
         gateway = self.gateway
         gateway.sequences_changed()
         gateway.carry_out(gateway.timeline.begin(self._start, n, gateway.now()))
-        for item in early:
-            self._take(item)
+        for tau, number in self._early:
+            gateway.timeline.record(tau, number)
+        if self._early_watermark:
+            gateway.carry_out(gateway.timeline.reached(self._early_watermark, gateway.now()))
+        self._early = []
 
 
 # ---------------------------------------------------------------------------------------------- towards PostgreSQL

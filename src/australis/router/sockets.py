@@ -8,6 +8,7 @@ add_reader() will do (asyncio's selector loop, uvloop).
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,11 +121,18 @@ async def connect(upstream: Upstream) -> socket.socket:
         return await connect_unix(upstream.path)
     loop = asyncio.get_running_loop()
     cause = OSError(f"{upstream}: no such host")
-    for family, _, _, _, address in await loop.getaddrinfo(upstream.host, upstream.port, type=socket.SOCK_STREAM):
+    # bytes, and no sock_connect of uvloop's: for text they need a codec that a process without privileges may not reach
+    host = upstream.host.encode()
+    for family, _, _, _, address in await loop.getaddrinfo(host, upstream.port, type=socket.SOCK_STREAM):
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                await loop.sock_connect(sock, address)
+                try:
+                    sock.connect(address)
+                except BlockingIOError:
+                    await wait_writable(sock)
+                if error_number := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    raise OSError(error_number, os.strerror(error_number))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return sock
         except TimeoutError:
