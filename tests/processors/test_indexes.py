@@ -99,7 +99,7 @@ def test_schema_changes_of_the_table_get_in_between(processors: Processors) -> N
             pass
         while not done.is_set() and changed < 5:
             try:
-                session.execute(f"ALTER TABLE grown ADD COLUMN c{changed} int DEFAULT {changed}")
+                session.execute(f"ALTER TABLE grown ADD COLUMN IF NOT EXISTS c{changed} int DEFAULT {changed}")
                 session.execute(f"INSERT INTO grown VALUES (-{changed + 1})")
             except psycopg.errors.SerializationFailure:
                 continue
