@@ -59,7 +59,9 @@
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "pgstat.h"
+#include "storage/ipc.h"
 #include "storage/lmgr.h"
+#include "storage/pmsignal.h"
 #include "utils/acl.h"
 #include "utils/backend_progress.h"
 #include "utils/fmgroids.h"
@@ -579,8 +581,12 @@ insist(Build *b, Step (*work) (Build *), Step *step)
 {
 	for (int attempt = 1;; attempt++)
 	{
-		ErrorData  *error = try_step(b, work, step);
+		ErrorData  *error;
 
+		/* catalogs of a server whose postmaster is gone are nobody's any more */
+		if (!PostmasterIsAlive())
+			proc_exit(1);
+		error = try_step(b, work, step);
 		if (error == NULL || !may_pass(error->sqlerrcode) || attempt >= STATE_ATTEMPTS)
 			return error;
 		FreeErrorData(error);
