@@ -20,9 +20,10 @@
  *	  layout.c		 how a table's rows are keyed; rekey.c: another key later
  *	  table_am.c	 the table access method
  *	  index_am.c	 the index access method (index_scan.c, index_build.c,
- *					 index_cost.c)
+ *					 index_cost.c); online_index.c: built under writes
  *	  messages.c	 msgpack, framing; client.c: sockets, waiting
  *	  ddl_capture.c, ddl_apply.c  catalog effects out and in
+ *	  statistics.c	 what ANALYZE finds, on all query processors
  *	  sequence.c	 durable bounds of sequences
  *	  peers.c		 catalogs of the other query processors of this host
  *	  object_ids.c	 numbers that no other query processor gives out
@@ -61,6 +62,7 @@ typedef int64 Tau;				/* nanoseconds since the Unix epoch */
 #define AU_SYS_SEQUENCE ((RelId) 2)
 #define AU_SYS_LAYOUT	((RelId) 3)
 #define AU_SYS_CLUSTER	((RelId) 4)
+#define AU_SYS_STATISTICS ((RelId) 5)
 
 #define AU_PROCESSORS_MAX	16	/* query processors of one host */
 
@@ -483,6 +485,11 @@ extern void au_index_entry(Relation index, const Datum *values, const bool *isnu
 						   Bytes rowkey, StringInfo key, StringInfo value);
 
 /* Delete all entries of the old row version (called by the table AM). */
+extern bool au_index_incomplete(Relation heap);
+
+/* statistics.c: ANALYZE begins to read this table */
+extern void au_statistics_note(Relation rel);
+
 extern void au_index_delete_entries(Relation heap, TupleTableSlot *oldslot, Bytes rowkey, CommandId cid);
 
 /* Row key inside an index entry's value (without relation id). */
@@ -577,6 +584,27 @@ extern void au_ingest(const IngestEntry *entries, int n);
 /* Commit only these key/values, at once, outside the current transaction. */
 extern void au_commit_autonomous(Bytes key, Bytes value);
 extern bool au_commit_compare_and_set(Bytes key, Bytes value, Tau read_at);
+
+/* mode bytes of a commit, docs/formats.md section 6; bits 0-1 are the lock mode */
+#define AU_MODE_BLIND		0x04
+#define AU_MODE_VALIDATE	0x20
+
+typedef struct BatchEntry
+{
+	Bytes		key;
+	Bytes		value;			/* without data: none */
+	uint8		mode;
+} BatchEntry;
+
+typedef enum AuBatchOutcome
+{
+	AU_BATCH_COMMITTED,
+	AU_BATCH_CONFLICT,			/* a key was written or locked after the start */
+	AU_BATCH_SCHEMA,			/* the relation changed after it */
+} AuBatchOutcome;
+
+extern AuBatchOutcome au_commit_batch(const BatchEntry *entries, int n, uint64 relation, Tau start);
+extern Tau	au_renew_tau_start(void);
 
 /* ------------------------------------------------------- messages.c, client.c */
 
@@ -697,6 +725,9 @@ extern void au_ddl_shmem_init(void);
 
 extern Size au_peers_shmem_size(void);
 extern void au_peers_shmem_init(void);
+extern Size au_statistics_shmem_size(void);
+extern void au_statistics_shmem_init(void);
+extern void au_statistics_init(void);
 extern void au_peers_init(void);
 extern void au_ddl_give_way(void);	/* 40001 if this transaction bars the log */
 extern void au_ddl_register(void);	/* background worker, from _PG_init */

@@ -78,6 +78,21 @@ extern void au_peers_ring(void);
 extern bool au_peers_exist(void);
 extern void au_peers_committed(int64 n);
 
+extern void au_peers_ring_others(void);
+
+/* a heap tuple in a record: [natts | flags << 16, bin] */
+extern void au_ddl_encode_tuple(StringInfo buf, HeapTuple tuple);
+extern HeapTuple au_ddl_decode_tuple(Relation rel, int shape, Bytes data);
+
+struct BackgroundWorker;
+extern void au_ddl_set_library(struct BackgroundWorker *worker);
+
+/* statistics.c */
+extern void au_statistics_before_commit(void);
+extern void au_statistics_forget(Oid relid);
+extern void au_statistics_forget_database(Oid database);
+extern void au_statistics_look(void);
+
 /* sequence.c */
 extern void au_sequence_read(Relation rel, int64 *last_value, bool *is_called);
 extern void au_sequence_create_storage(Oid relid, int64 last_value, bool is_called);

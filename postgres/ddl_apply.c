@@ -572,6 +572,14 @@ effect_tuple(EffectIn *e, Relation rel)
 	return tuple;
 }
 
+HeapTuple
+au_ddl_decode_tuple(Relation rel, int shape, Bytes data)
+{
+	EffectIn	effect = {.shape = shape, .data = data};
+
+	return effect_tuple(&effect, rel);
+}
+
 /* The local row that has the identity of tuple; NULL if there is none. */
 static HeapTuple
 find_row(Relation rel, HeapTuple tuple)
@@ -1288,8 +1296,8 @@ all_databases(void)
 }
 
 /* Our own file, as it was loaded: images do not depend on where that is. */
-static void
-set_library(BackgroundWorker *worker)
+void
+au_ddl_set_library(BackgroundWorker *worker)
 {
 	Dl_info		info;
 
@@ -1405,7 +1413,7 @@ run_applier(Oid database)
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	set_library(&worker);
+	au_ddl_set_library(&worker);
 	strlcpy(worker.bgw_function_name, "au_catalog_applier_main", BGW_MAXLEN);
 	worker.bgw_main_arg = ObjectIdGetDatum(database);
 	worker.bgw_notify_pid = MyProcPid;
@@ -1449,8 +1457,8 @@ catch_up(void)
 
 	if (first)
 	{
-		/* after a crash the sequences of every database may be behind */
-		if (au_sequences_unclean())
+		/* after a crash, and in a copy, the sequences of every database may be behind; at change 0 there are none */
+		if (au_sequences_unclean() && au_ddl_applied() > 0)
 			foreach(lc, all_databases())
 				if (!run_applier(lfirst_oid(lc)))
 				return false;
@@ -1487,7 +1495,11 @@ au_catalog_supervisor_main(Datum arg)
 		{
 			bell = au_peers_bell();
 			if (pg_atomic_read_u32(&shared->caught_up) != 0 && newest_record() <= au_ddl_applied())
+			{
 				timeout = 0;
+				if (services_there())
+					au_statistics_look();
+			}
 			else if (services_there())
 			{
 				MemoryContextReset(context);
@@ -1524,7 +1536,7 @@ au_ddl_register(void)
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = 1;
-	set_library(&worker);
+	au_ddl_set_library(&worker);
 	strlcpy(worker.bgw_function_name, "au_catalog_supervisor_main", BGW_MAXLEN);
 	RegisterBackgroundWorker(&worker);
 }

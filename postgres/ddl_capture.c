@@ -1016,6 +1016,9 @@ name_class(Capture *capture, Effect *effect)
 			(entry->inserted == NULL ||
 			 ((Form_pg_class) GETSTRUCT(entry->inserted->tuple))->relfilenode != cls->relfilenode))
 			au_sequence_forget(cls->relfilenode);
+		if (entry->inserted == NULL &&
+			(RELKIND_HAS_TABLE_AM(cls->relkind) || cls->relkind == RELKIND_PARTITIONED_TABLE))
+			au_statistics_forget(cls->oid);
 		return;
 	}
 
@@ -1109,8 +1112,13 @@ name_relations(Capture *capture)
 						name_default(capture, effect);
 					break;
 				case IndexRelationId:
-					/* not for changed flags of an index: no row was read */
+					/*
+					 * Not for changed flags of an index, nor for one that is
+					 * not valid yet: no row was read, or each was validated
+					 * (online_index.c).
+					 */
 					if (effect->op == DDL_INSERT &&
+						((Form_pg_index) GETSTRUCT(effect->tuple))->indisvalid &&
 						created_here(capture, effect_oid(effect, Anum_pg_index_indexrelid)))
 						note_depends(capture, effect_oid(effect, Anum_pg_index_indrelid));
 					break;
@@ -1221,10 +1229,9 @@ identity_tuple(Effect *effect)
 	return heap_form_tuple(desc, values, nulls);
 }
 
-static void
-encode_effect(StringInfo buf, Effect *effect)
+void
+au_ddl_encode_tuple(StringInfo buf, HeapTuple tuple)
 {
-	HeapTuple	tuple = effect->op == DDL_DELETE ? identity_tuple(effect) : effect->tuple;
 	HeapTupleHeader header = tuple->t_data;
 	int			flags = 0;
 
@@ -1233,12 +1240,18 @@ encode_effect(StringInfo buf, Effect *effect)
 		flags |= DDL_HAS_NULLS;
 	if (header->t_infomask & HEAP_HASVARWIDTH)
 		flags |= DDL_HAS_VARWIDTH;
-	au_mp_array(buf, 4);
-	au_mp_int(buf, catalog_of(effect));
-	au_mp_int(buf, effect->op);
 	au_mp_int(buf, HeapTupleHeaderGetNatts(header) | flags << 16);
 	au_mp_bin(buf, (char *) header + offsetof(HeapTupleHeaderData, t_bits),
 			  tuple->t_len - offsetof(HeapTupleHeaderData, t_bits));
+}
+
+static void
+encode_effect(StringInfo buf, Effect *effect)
+{
+	au_mp_array(buf, 4);
+	au_mp_int(buf, catalog_of(effect));
+	au_mp_int(buf, effect->op);
+	au_ddl_encode_tuple(buf, effect->op == DDL_DELETE ? identity_tuple(effect) : effect->tuple);
 }
 
 static List *

@@ -463,6 +463,7 @@ typedef struct DeleteCache
 	MemoryContext context;
 	EState	   *estate;			/* NULL unless there are expressions */
 	int			nindexes;
+	bool		incomplete;		/* one of them is not valid */
 	DeleteIndex *indexes;
 	StringInfoData key;
 } DeleteCache;
@@ -518,6 +519,7 @@ delete_cache(Relation heap)
 	DeleteIndex *indexes;
 	int			nindexes = 0;
 	bool		expressions = false;
+	bool		incomplete = false;
 
 	for (int i = 0; i < DELETE_CACHES; i++)
 	{
@@ -571,6 +573,7 @@ delete_cache(Relation heap)
 
 			d->oid = RelationGetRelid(index);
 			d->info = BuildIndexInfo(index);
+			incomplete |= !index->rd_index->indisvalid;
 			expressions |= d->info->ii_Expressions != NIL || d->info->ii_Predicate != NIL;
 		}
 		index_close(index, NoLock);
@@ -579,12 +582,32 @@ delete_cache(Relation heap)
 	initStringInfoExt(&c->key, 256);
 	c->indexes = indexes;
 	c->nindexes = nindexes;
+	c->incomplete = incomplete;
 	c->number = heap->rd_locator.relNumber;
 	c->stale = false;
 	c->context = context;
 	c->heap = RelationGetRelid(heap);
 	MemoryContextSwitchTo(old);
 	return c;
+}
+
+/*
+ * Is an index of this table maintained but not valid?  Then every update
+ * writes the row's entries, whatever columns it changes: who builds the index
+ * relies on rows newer than the build's beginning having theirs.
+ */
+bool
+au_index_incomplete(Relation heap)
+{
+	return heap->rd_rel->relhasindex && delete_cache(heap)->incomplete;
+}
+
+static bool
+key_is_of_other_row(Bytes key, Bytes rowkey)
+{
+	KeyEntry	entry;
+
+	return au_key_lookup(key, InvalidCommandId, &entry) && !entry_is_of_row(entry.value, rowkey);
 }
 
 void
@@ -624,6 +647,18 @@ au_index_delete_entries(Relation heap, TupleTableSlot *oldslot, Bytes rowkey, Co
 			elog(ERROR, "could not open index with OID %u", d->oid);
 		au_index_shape(index, &shape);
 		(void) au_index_key(&c->key, index, &shape, values, isnull, rowkey, &suffixed);
+		if (unlikely(c->incomplete) && !index->rd_index->indisvalid && shape.unique && !suffixed &&
+			key_is_of_other_row(as_bytes(&c->key), rowkey))
+		{
+			/*
+			 * This row has no entry yet, and another one was given its key
+			 * since.  The lock is against an entry that the build makes
+			 * meanwhile, when the other row is gone.
+			 */
+			au_wb_lock(as_bytes(&c->key), LockTupleExclusive);
+			RelationClose(index);
+			continue;
+		}
 		(void) au_wb_delete(as_bytes(&c->key), cid,
 							shape.unique ? LockTupleExclusive : LockTupleNoKeyExclusive, entries_are_blind(&shape));
 		RelationClose(index);

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * index_build.c
- *	  CREATE INDEX, REINDEX, and what ALTER TABLE makes of them.
+ *	  CREATE INDEX, REINDEX, and what ALTER TABLE makes of them, in one
+ *	  transaction.  (online_index.c builds while rows are written.)
  *
  * Rows are read through the table access method, their entries sorted on
  * disk within maintenance_work_mem, and written in key order.  A new index
@@ -37,6 +38,7 @@
 
 #include "australis.h"
 #include "index.h"
+#include "online_index.h"
 
 #define CHUNK_BYTES		(8 * 1024 * 1024)
 #define CHUNK_ENTRIES	65536
@@ -286,6 +288,14 @@ au_index_build(Relation heap, Relation index, IndexInfo *info)
 		au_layout_follow(heap, index);
 		result->heap_tuples = heap->rd_rel->reltuples;
 		result->index_tuples = heap->rd_rel->reltuples;
+		return result;
+	}
+
+	if (au_online_index_deferred(index, info))
+	{
+		/* nobody reads it yet, and rows get their entries later */
+		result->heap_tuples = heap->rd_rel->reltuples;
+		result->index_tuples = Max(heap->rd_rel->reltuples, 0);
 		return result;
 	}
 

@@ -144,6 +144,15 @@ au_peers_exist(void)
 	return false;
 }
 
+/* There is something to look at everywhere else. */
+void
+au_peers_ring_others(void)
+{
+	for (int i = 0; i < AU_PROCESSORS_MAX; i++)
+		if (alive(i))
+			ring(i);
+}
+
 /* This transaction has committed record n; its end waits for the others. */
 void
 au_peers_committed(int64 n)

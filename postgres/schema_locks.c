@@ -178,7 +178,8 @@ collect(Named *named, Node *stmt)
 	switch (nodeTag(stmt))
 	{
 		case T_IndexStmt:
-			add(named, ((IndexStmt *) stmt)->relation, ShareLock);
+			add(named, ((IndexStmt *) stmt)->relation,
+				((IndexStmt *) stmt)->concurrent ? ShareUpdateExclusiveLock : ShareLock);
 			break;
 		case T_AlterTableStmt:
 			add_altered(named, (AlterTableStmt *) stmt);

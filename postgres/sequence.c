@@ -173,10 +173,11 @@ au_sequence_shmem_init(void)
 
 		/*
 		 * Commits here do not wait for WAL.  After a crash a sequence's page
-		 * may be older than what clients have seen.
+		 * may be older than what clients have seen; and so in a copy of
+		 * another's data directory, which comes without a name.
 		 */
 		control = get_controlfile(DataDir, &crc_ok);
-		shared->unclean = !crc_ok || control->state != DB_SHUTDOWNED;
+		shared->unclean = !crc_ok || control->state != DB_SHUTDOWNED || access(OWNER_FILE, F_OK) != 0;
 		pfree(control);
 		shared->owner = who_are_we(shared->unclean);
 		pg_atomic_init_u32(&shared->copies, 0);

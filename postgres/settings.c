@@ -82,6 +82,7 @@ _PG_init(void)
 	au_index_init();
 	au_explain_init();
 	au_peers_init();
+	au_statistics_init();
 	if (process_shared_preload_libraries_in_progress)
 	{
 		au_shmem_init();

@@ -57,6 +57,7 @@ shmem_request(void)
 	RequestAddinShmemSpace(au_ddl_shmem_size());
 	RequestAddinShmemSpace(au_oids_shmem_size());
 	RequestAddinShmemSpace(au_peers_shmem_size());
+	RequestAddinShmemSpace(au_statistics_shmem_size());
 }
 
 static void
@@ -83,6 +84,7 @@ shmem_startup(void)
 	}
 	au_oids_shmem_init();
 	au_peers_shmem_init();
+	au_statistics_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
 	au_ddl_shmem_init();
 }

@@ -16,6 +16,7 @@
  *-------------------------------------------------------------------------
  */
 #include "australis.h"
+#include "online_index.h"
 
 #include "access/genam.h"
 #include "access/multixact.h"
@@ -278,6 +279,8 @@ scan_begin(Relation rel, Snapshot snapshot, int nkeys, struct ScanKeyData *key,
 	scan->base.rs_parallel = pscan;
 	if (flags & (SO_TYPE_SEQSCAN | SO_TYPE_SAMPLESCAN))
 		pgstat_count_heap_scan(rel);
+	if (flags & SO_TYPE_ANALYZE)
+		au_statistics_note(rel);
 	scan->unnamed = au_tid_unnamed && (flags & SO_TYPE_SEQSCAN) != 0;
 	/* a sequential scan begins with its first row: the slot for it may say that less has to be read */
 	if (!(flags & SO_TYPE_SEQSCAN))
@@ -1019,7 +1022,7 @@ tuple_update(Relation rel, ItemPointer otid, TupleTableSlot *slot, CommandId cid
 		fetch_old(rel, otid, &target, old);
 		if (!key_columns)
 			key_columns = attributes_differ(rel, keys, old, slot);
-		if (moved || attributes_differ(rel, attrs, old, slot))
+		if (moved || attributes_differ(rel, attrs, old, slot) || au_index_incomplete(rel))
 		{
 			au_index_delete_entries(rel, old, as_bytes(oldkey), cid);
 			*update_indexes = TU_All;
@@ -1313,9 +1316,7 @@ static void
 index_validate_scan(Relation heap, Relation index, struct IndexInfo *info, Snapshot snapshot,
 					struct ValidateIndexState *state)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("indexes of the cluster are not built in two scans")));
+	au_online_index_validate(heap, index, info);
 }
 
 /* --------------------------------------------------------------- estimates */

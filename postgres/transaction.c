@@ -19,7 +19,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "australis.h"
+#include "ddl.h"
 
 #include <limits.h>
 #include <time.h>
@@ -1344,6 +1344,7 @@ pre_commit(void)
 		MyXactFlags &= ~XACT_FLAGS_ACCESSEDTEMPNAMESPACE;
 	}
 
+	au_statistics_before_commit();
 	initStringInfo(&ddl_record);
 	has_ddl = au_ddl_collect(&ddl_record, &ddl_changed, &depends);
 	if (!has_ddl && au_wb_is_empty())
@@ -1448,13 +1449,41 @@ pre_commit(void)
 	}
 }
 
-/* Commit one key by itself.  False: it conflicts with a commit after `start`. */
-static bool
-commit_alone(Bytes key, Bytes value, uint8 mode, Tau start)
+/* The answer to a commit of its own; anything else is of an older conversation. */
+static int64
+receive_own_outcome(const uint8 *id)
+{
+	for (;;)
+	{
+		MpReader	reply;
+		Bytes		of;
+		int64		outcome;
+
+		if (au_receive(AU_COMMIT_SERVICE, &reply, au_service_timeout_ms, false) != AU_RECEIVED)
+			ereport(ERROR,
+					(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+					 errmsg("the commit service is not available")));
+		if (au_mp_read_array(&reply) < 4 || au_mp_read_int(&reply) != TAG_COMMIT_REPLY)
+			ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected answer to a commit")));
+		of = au_mp_read_bin(&reply);
+		outcome = au_mp_read_int(&reply);
+		if (of.len == 16 && memcmp(of.data, id, 16) == 0)
+			return outcome;
+	}
+}
+
+/*
+ * Commit these entries as a transaction of their own, beside the running one,
+ * as of `start`; relation (0: none) is the name of the one that must not have
+ * changed since (rule A5).  Raises an error if the outcome is not known, so
+ * the entries must be such that committing them twice does no harm.
+ */
+AuBatchOutcome
+au_commit_batch(const BatchEntry *entries, int n, uint64 relation, Tau start)
 {
 	StringInfoData msg;
-	MpReader	reply;
 	uint8		saved[16];
+	uint8		own[16];
 	bool		had = have_txid;
 	int64		outcome;
 
@@ -1465,34 +1494,92 @@ commit_alone(Bytes key, Bytes value, uint8 mode, Tau start)
 	memcpy(saved, txid, 16);
 	have_txid = false;
 	begin_commit_message(&msg, au_service_generation(AU_COMMIT_SERVICE), start);
+	memcpy(own, txid, 16);
 	memcpy(txid, saved, 16);
 	have_txid = had;
-	au_mp_array(&msg, 1);
-	au_mp_bin(&msg, key.data, key.len);
-	au_mp_bin(&msg, &mode, 1);
-	au_mp_array(&msg, 1);
-	au_mp_bin(&msg, value.data, value.len);
-	au_mp_array(&msg, 0);
-	au_mp_array(&msg, 0);
-	au_mp_nil(&msg);
-	au_mp_array(&msg, 0);
-	if (!au_call(AU_COMMIT_SERVICE, &msg, &reply, au_service_timeout_ms))
-		ereport(ERROR,
-				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
-				 errmsg("the commit service is not available")));
-	if (au_mp_read_array(&reply) < 4 || au_mp_read_int(&reply) != TAG_COMMIT_REPLY)
-		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected answer to a commit")));
-	au_mp_skip(&reply);
-	outcome = au_mp_read_int(&reply);
-	if (outcome == OUTCOME_DISK_FULL)
-		report_disk_full();
-	if (outcome != OUTCOME_COMMITTED && outcome != OUTCOME_CONFLICT)
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("the commit service refused the transaction"),
-				 errhint("The transaction might succeed if retried.")));
+	au_mp_array(&msg, n);
+	for (int i = 0; i < n; i++)
+		au_mp_bin(&msg, entries[i].key.data, entries[i].key.len);
+	{
+		uint8	   *modes = palloc(n);
+
+		for (int i = 0; i < n; i++)
+			modes[i] = entries[i].mode;
+		au_mp_bin(&msg, modes, n);
+		pfree(modes);
+	}
+	au_mp_array(&msg, n);
+	for (int i = 0; i < n; i++)
+	{
+		if (entries[i].value.data)
+			au_mp_bin(&msg, entries[i].value.data, entries[i].value.len);
+		else
+			au_mp_nil(&msg);
+	}
+	au_mp_array(&msg, 0);		/* checks */
+	au_mp_array(&msg, relation != 0 ? 1 : 0);
+	if (relation != 0)
+		au_mp_int(&msg, (int64) relation);
+	au_mp_nil(&msg);			/* ddl */
+	au_mp_array(&msg, 0);		/* drops */
+
+	PG_TRY();
+	{
+		/* an idle connection may have died with the service's last life */
+		if (!au_send(AU_COMMIT_SERVICE, &msg) && !au_send(AU_COMMIT_SERVICE, &msg))
+			ereport(ERROR,
+					(errcode(ERRCODE_CANNOT_CONNECT_NOW),
+					 errmsg("the commit service is not available")));
+		outcome = receive_own_outcome(own);
+	}
+	PG_CATCH();
+	{
+		/* an answer may still come */
+		au_disconnect(AU_COMMIT_SERVICE);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 	pfree(msg.data);
-	return outcome == OUTCOME_COMMITTED;
+	switch (outcome)
+	{
+		case OUTCOME_COMMITTED:
+			return AU_BATCH_COMMITTED;
+		case OUTCOME_CONFLICT:
+			return AU_BATCH_CONFLICT;
+		case OUTCOME_SCHEMA:
+			return AU_BATCH_SCHEMA;
+		case OUTCOME_DISK_FULL:
+			report_disk_full();
+			break;
+		default:
+			break;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("the commit service refused the transaction"),
+			 errhint("The transaction might succeed if retried.")));
+}
+
+/*
+ * Read as of now from here on.  Only for who looks at storage by himself: no
+ * snapshot of PostgreSQL's moves with it.
+ */
+Tau
+au_renew_tau_start(void)
+{
+	if (!au_wb_is_empty() || ingested_relids != NIL)
+		elog(ERROR, "the snapshot time of a transaction that has written cannot be renewed");
+	tau_start = 0;
+	return au_tau_start();
+}
+
+/* Commit one key by itself.  False: it conflicts with a commit after `start`. */
+static bool
+commit_alone(Bytes key, Bytes value, uint8 mode, Tau start)
+{
+	BatchEntry	entry = {key, value, mode};
+
+	return au_commit_batch(&entry, 1, 0, start) == AU_BATCH_COMMITTED;
 }
 
 /* Write one key, whatever it holds, in a transaction of its own. */

@@ -6,7 +6,8 @@
  * Most statements run as PostgreSQL wrote them; their effects are captured at
  * commit (ddl_capture.c).  Here
  *	  - temporary tables and their indexes get PostgreSQL's own access methods,
- *	  - CONCURRENTLY forms run as their plain forms,
+ *	  - indexes are built while rows are written (online_index.c); other
+ *		CONCURRENTLY forms run as their plain forms,
  *	  - operator classes for btree are made for both btrees,
  *	  - databases are cloned and dropped together with their rows in storage,
  *	  - statements whose effect could not be the same on every query processor
@@ -20,6 +21,7 @@
  *-------------------------------------------------------------------------
  */
 #include "ddl.h"
+#include "online_index.h"
 
 #include "access/genam.h"
 #include "access/htup_details.h"
@@ -291,17 +293,9 @@ create_index(IndexStmt *stmt, bool top_level)
 		refuse("exclusion constraints are", "A conflict between two transactions could not be recognized at COMMIT.");
 	refuse_index_am(stmt->accessMethod);
 
-	/*
-	 * The build needs one snapshot and one transaction: writers that started
-	 * before the index exists are expelled at their COMMIT.  PostgreSQL's own
-	 * refusal for partitioned tables is kept.
-	 */
+	/* PostgreSQL's own refusal for partitioned tables is kept */
 	if (stmt->concurrent)
-	{
 		PreventInTransactionBlock(top_level, "CREATE INDEX CONCURRENTLY");
-		if (OidIsValid(relid) && get_rel_relkind(relid) != RELKIND_PARTITIONED_TABLE)
-			stmt->concurrent = false;
-	}
 }
 
 static void
@@ -321,6 +315,8 @@ reindex(ReindexStmt *stmt, bool top_level)
 			/* PostgreSQL refuses it for catalogs */
 			if (stmt->kind == REINDEX_OBJECT_SYSTEM ||
 				(stmt->relation && IsCatalogRelationOid(RangeVarGetRelid(stmt->relation, NoLock, true))))
+				continue;
+			if (au_online_index_can_copy(stmt) || OidIsValid(au_online_index_to_complete(stmt, top_level)))
 				continue;
 		}
 		stmt->params = foreach_delete_current(stmt->params, lc);
@@ -718,6 +714,7 @@ drop_database_rows(Oid database)
 	initStringInfo(&lo);
 	initStringInfo(&hi);
 	initStringInfo(&batch);
+	au_statistics_forget_database(database);
 	database_range(&lo, &hi, database);
 	for (;;)
 	{
@@ -894,6 +891,61 @@ run_copy(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilityCo
 	au_sequences_copy_ended();
 }
 
+typedef struct Statement
+{
+	PlannedStmt *pstmt;
+	const char *query;
+	bool		read_only;
+	ProcessUtilityContext context;
+	ParamListInfo params;
+	QueryEnvironment *env;
+	DestReceiver *dest;
+	QueryCompletion *completion;
+} Statement;
+
+static void
+run_statement(void *arg)
+{
+	Statement  *s = arg;
+
+	go_on(s->pstmt, s->query, s->read_only, s->context, s->params, s->env, s->dest, s->completion);
+}
+
+static bool
+is_concurrent(ReindexStmt *stmt)
+{
+	foreach_node(DefElem, option, stmt->params)
+	{
+		if (strcmp(option->defname, "concurrently") == 0)
+			return defGetBoolean(option);
+	}
+	return false;
+}
+
+/* Statements that become several transactions; false: this is none. */
+static bool
+run_online(Statement *s, bool top_level)
+{
+	Node	   *stmt = s->pstmt->utilityStmt;
+	Oid			index;
+
+	if (IsA(stmt, IndexStmt) && au_online_index_wanted((IndexStmt *) stmt, top_level))
+	{
+		au_online_index_create((IndexStmt *) stmt, run_statement, s);
+		return true;
+	}
+	if (IsA(stmt, ReindexStmt))
+	{
+		index = au_online_index_to_complete((ReindexStmt *) stmt, top_level);
+		if (OidIsValid(index))
+		{
+			au_online_index_complete(index, is_concurrent((ReindexStmt *) stmt));
+			return true;
+		}
+	}
+	return false;
+}
+
 static void
 run_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilityContext context,
 			ParamListInfo params, QueryEnvironment *env, DestReceiver *dest, QueryCompletion *completion)
@@ -953,6 +1005,14 @@ run_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilit
 		}
 		if (IsA(stmt, DropdbStmt))
 			dropped_database = get_database_oid(((DropdbStmt *) stmt)->dbname, true);
+	}
+
+	if (!IsAbortedTransactionBlockState() && (IsA(stmt, IndexStmt) || IsA(stmt, ReindexStmt)))
+	{
+		Statement	s = {pstmt, query, read_only, context, params, env, dest, completion};
+
+		if (run_online(&s, top_level))
+			return;
 	}
 
 	if (counted_copy)
@@ -1047,6 +1107,8 @@ check_new_relation(Oid relid)
 			refuse_index_am(get_am_name(cls->relam));
 		if (cls->relkind == RELKIND_INDEX && cls->relam == AU_INDEX_AM_OID)
 			au_rekey_note_new_index(relid);
+		if (index && cls->relam == AU_INDEX_AM_OID)
+			au_online_index_created(relid);
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);

@@ -3,7 +3,8 @@
 `stock` and `australis` are servers for the whole session, started on first use. A server that can't start skips the
 tests that need it, with the reason printed; AUSTRALIS_TEST_REQUIRE=1 (CI) makes that a failure instead.
 `any_server` runs a test on both. Environment: AUSTRALIS_STORAGE_DRIVER (attached | socket) chooses the storage driver,
-AUSTRALIS_TEST_DSN names a running cluster to use instead of starting one, AUSTRALIS_TEST_KEEP=1 keeps directories.
+AUSTRALIS_TEST_DSN names a running cluster to use instead of starting one, AUSTRALIS_TEST_KEEP=1 keeps directories,
+AUSTRALIS_TEST_TOPOLOGY="adjudicators=2,shards=2" makes it a cluster of many processes (tests/fixtures/plane.py).
 """
 
 from __future__ import annotations

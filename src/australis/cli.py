@@ -497,7 +497,7 @@ def url(data: Path | None, direct: bool) -> None:
     layout = _existing(data)
     state = _running(layout)
     if direct:
-        click.echo(_url(layout, "127.0.0.1", int(state["direct_port"])))
+        click.echo(_url(layout, "127.0.0.1", _direct_port(state)))
     else:
         click.echo(_url(layout, str(state["host"]), int(state["port"])))
 
@@ -515,7 +515,7 @@ def psql(data: Path | None, direct: bool, arguments: tuple[str, ...]) -> None:
     program = find(extension=False).program("psql")
     environment = {
         "PGHOST": "127.0.0.1" if direct else str(state["host"]),
-        "PGPORT": str(state["direct_port"] if direct else state["port"]),
+        "PGPORT": str(_direct_port(state) if direct else state["port"]),
         "PGUSER": "admin",
         "PGDATABASE": "postgres",
         "PGPASSWORD": layout.password(),
@@ -688,6 +688,13 @@ def _running(layout: Layout) -> dict[str, Any]:
         if time.monotonic() > deadline:
             raise ClusterError(f"the cluster in {layout.data} is still starting; see australis logs")
         time.sleep(0.05)
+
+
+def _direct_port(state: dict[str, Any]) -> int:
+    port = int(state["direct_port"])
+    if not port:
+        raise ClusterError("no query processor runs at this moment; a connection without --direct starts one")
+    return port
 
 
 def _url(layout: Layout, host: str, port: int) -> str:

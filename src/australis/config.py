@@ -77,6 +77,15 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_mb: Megabytes = 4096  # commits are refused when the stream is that large
 
 
+class Pool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Query processors that come with sessions and go when they are idle, instead of a fixed number of them."""
+
+    min: Annotated[int, msgspec.Meta(ge=0, le=PROCESSORS)] = 0
+    max: Annotated[int, msgspec.Meta(ge=1, le=PROCESSORS)] = 4
+    sessions: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50  # of each; more than that start another one
+    idle: Annotated[float, msgspec.Meta(gt=0)] = 300.0  # seconds without a session after which one is stopped
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All keys of the file. Times in seconds, sizes in megabytes."""
 
@@ -86,6 +95,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     )
     connections: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
     query_processors: Annotated[int, msgspec.Meta(ge=1, le=PROCESSORS)] = 1  # PostgreSQL servers
+    pool: Pool | None = None
     storage_driver: Literal["attached", "socket"] = "attached"
     write_buffer_mb: Megabytes | None = None
     retention: Annotated[float, msgspec.Meta(ge=1)] | None = None
@@ -127,7 +137,10 @@ def load(directory: Path) -> Config:
     try:
         config = msgspec.convert(content, Config)
     except msgspec.ValidationError as error:
-        section = Journal if "`$.journal" in str(error) else Config
+        section: type[msgspec.Struct] = Config
+        for name, its_section in (("journal", Journal), ("pool", Pool)):
+            if f"`$.{name}" in str(error):
+                section = its_section
         known = ", ".join(field.name for field in msgspec.structs.fields(section))
         hint = f" (known keys: {known})" if "unknown field" in str(error) else _choices(str(error))
         raise ConfigError(f"{file}: {_in_words(str(error))}{hint}") from error
@@ -138,6 +151,8 @@ def load(directory: Path) -> Config:
         raise ConfigError(f"{file}: retention: expected a number of seconds, got {config.retention}")
     if wrong := _journal_mistake(config.journal):
         raise ConfigError(f"{file}: [journal] {wrong}")
+    if config.pool is not None and (wrong := _pool_mistake(config, "query_processors" in content)):
+        raise ConfigError(f"{file}: [pool] {wrong}")
     for name, setting in config.postgresql.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)?", name):
             raise ConfigError(f"{file}: [postgresql] {name!a} is no name of a setting")
@@ -167,6 +182,20 @@ def _journal_mistake(journal: Journal) -> str:
         return "stream: expected letters, digits, - and _"
     if not journal.servers and (journal.replicas or 1) > 1:
         return f"replicas = {journal.replicas} needs servers"
+    return ""
+
+
+def _pool_mistake(config: Config, fixed: bool) -> str:
+    """What is wrong with the section; empty if nothing is."""
+    assert config.pool is not None
+    if fixed:
+        return "and query_processors exclude each other; remove one of them"
+    if config.pool.min > config.pool.max:
+        return f"min = {config.pool.min} is more than max = {config.pool.max}"
+    if not math.isfinite(config.pool.idle):
+        return f"idle: expected a number of seconds, got {config.pool.idle}"
+    if config.connections is not None and config.pool.sessions > config.connections:
+        return f"sessions = {config.pool.sessions} is more than connections = {config.connections} of the whole cluster"
     return ""
 
 

@@ -26,6 +26,7 @@ class SystemRelation(IntEnum):
     SEQUENCES = 2
     LAYOUTS = 3
     CLUSTER = 4
+    STATISTICS = 5
 
 
 class KeyRanges:

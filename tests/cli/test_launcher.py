@@ -21,6 +21,7 @@ from australis.config import Config
 from australis.control_plane import log_reader
 from australis.control_plane.embedded import EmbeddedCluster
 from australis.control_plane.layout import Cluster, ClusterError, Layout
+from australis.query_processor.host import ProcessorHost
 from australis.query_processor.installation import Installation
 from tests.cli.conftest import Australis
 from tests.fixtures.servers import free_port
@@ -197,6 +198,7 @@ def test_a_port_that_is_taken_before_it_is_used(directory: Path, asked: bool) ->
     """Seconds pass between the choice and its use, in which another cluster may come."""
     made = Cluster(format=1, cluster="ab" * 16, profile="postgres", postgresql=18, created="")
     installation = cast(Installation, None)  # no server of it is started
+    processors = cast(ProcessorHost, None)
     wanted = free_port() if asked else None
     said: list[str] = []
     cluster = EmbeddedCluster(Layout(directory), made, Config(), installation, port=wanted, notice=said.append)
@@ -204,10 +206,10 @@ def test_a_port_that_is_taken_before_it_is_used(directory: Path, asked: bool) ->
 
     async def start() -> int:
         chosen = cluster._choose_port()
-        router = cluster._make_router(chosen)
+        router = cluster._make_router(chosen, processors)
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(socket.create_server(("127.0.0.1", chosen)))
-            await cluster._start_router(stack, router)
+            await cluster._start_router(stack, router, processors)
             assert cluster.router is not None
             assert cluster.router.port != chosen
             return cluster.router.port

@@ -17,6 +17,10 @@ from tests.fixtures.servers import AustralisCluster, CannotStart, Server, tempor
 COUNT = 3
 Connection = psycopg.Connection[tuple[object, ...]]
 
+one_host = pytest.mark.skipif(
+    "AUSTRALIS_TEST_TOPOLOGY" in os.environ, reason="looks at the services of a cluster on one host"
+)
+
 
 @dataclass
 class Processors:
@@ -52,9 +56,6 @@ class OfHosts(Processors):
 
     def ports(self) -> list[int]:
         return self.plane.ports
-
-    def services(self) -> dict[str, dict[str, int]]:
-        pytest.skip("the services of a cluster of many processes are others")
 
 
 @pytest.fixture(scope="module")

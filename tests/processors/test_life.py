@@ -10,9 +10,10 @@ import time
 import psycopg
 
 from tests.crash.victims import children
-from tests.processors.conftest import COUNT, Processors
+from tests.processors.conftest import COUNT, Processors, one_host
 
 READY_SECONDS = 60.0
+pytestmark = one_host
 
 
 def wait_restarted(processors: Processors, name: str, restarts: int) -> None:

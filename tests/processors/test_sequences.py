@@ -10,7 +10,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from tests.processors.conftest import COUNT, Connection, Processors
+from tests.processors.conftest import COUNT, Connection, Processors, one_host
 from tests.processors.test_life import wait_restarted
 
 
@@ -143,6 +143,7 @@ def test_rights(processors: Processors) -> None:
             other.execute("SELECT setval('guarded', 1)")
 
 
+@one_host
 def test_a_range_whose_answer_was_lost(processors: Processors) -> None:
     """A take-over is cancelled before its answer comes, and commits all the same: what lies between is another's."""
     with processors.connect(0) as first, processors.connect(1) as second:
@@ -210,6 +211,7 @@ def test_copy_that_inserts_row_by_row(processors: Processors, rows: str) -> None
     assert counted == (sum(done), sum(done))
 
 
+@one_host
 def test_kill_while_drawing(processors: Processors) -> None:
     """A query processor that dies comes back with ranges of its own; what was committed before stays unique."""
     with processors.connect(0) as session:

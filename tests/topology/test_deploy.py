@@ -60,7 +60,7 @@ def _documents(file: Path) -> Iterator[dict[str, Any]]:
 def test_systemd(topology: Path, tmp_path: Path) -> None:
     directory = _deploy("systemd", topology, tmp_path, "--host", "storage=10.0.0.2", "--host", "control=db1.example")
     configs = _configs(directory)
-    assert configs["storage-1-1"].listen == "10.0.0.2:4303"
+    assert configs["storage-1-1"].listen == "10.0.0.2:6303"
     assert configs["adjudicator-0"].peers.control == ["db1.example:4100"]
     units = {}
     for file in directory.glob("*.service"):

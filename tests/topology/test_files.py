@@ -29,7 +29,7 @@ MISTAKES = [
     ("adjudicators = 0", "adjudicators: expected int >= 1"),
     ("adjudicators = 65", "adjudicators: expected int <= 64"),
     ("shards = 1.5", "shards: expected int, got float"),
-    ("shard = 4", 'unknown key "shard" (known keys: profile, nats, adjudicators, candidates, crossbars, shards,'),
+    ("shard = 4", 'unknown key "shard" (known keys: profile, nats, adjudicators,'),
     ('profile = "mysql"', "profile: invalid enum value 'mysql', must be one of postgres, dsql"),
     ('port = "5432"', "port: expected int, got str"),
     ("port = 65535\nrouters = 2", "port: 2 routers need ports up to 65536"),

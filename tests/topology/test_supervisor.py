@@ -193,7 +193,8 @@ def test_rolling_restart(tmp_path: Path) -> None:
         assert len(list(request(socket, {"restart": []}))) == len(NAMES)
         with pytest.raises(ClusterError, match="no role or process 'king'; there are control, adjudicator-0"):
             list(request(socket, {"restart": ["king"]}))
-        for wrong in ({"restart": "all"}, {"stop": []}):
+        mistakes: list[dict[str, Any]] = [{"restart": "all"}, {"stop": []}]
+        for wrong in mistakes:
             with pytest.raises(ClusterError, match="expected a request like"):
                 list(request(socket, wrong))
         assert one.stop() == 0

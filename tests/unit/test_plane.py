@@ -168,6 +168,7 @@ def serving(**options: Any) -> Commits:
         (commit([HIGH]), 1),
         (commit([LOW, HIGH, HIGH + b"x"]), 1),
         (commit([LOW, HIGH]), 0),
+        (commit([HIGH, LOW]), 1),
         (commit([LOW, HIGH, HIGH + b"x"], modes=[UPDATE, BLIND, BLIND]), 0),
         (commit([HIGH], modes=[BLIND]), 1),
         (commit([HIGH, HIGH + b"x"], ddl=(1, [], [])), 0),

@@ -114,7 +114,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     vote: int = 200 * MILLISECOND  # T: the round trip of a vote, and how far a promise reaches
     hold: int = 500 * MILLISECOND  # how far ahead of the own clock a time from elsewhere may be (A3)
     resend: int = 200 * MILLISECOND
-    attempts: int = 3
+    attempts: int = 6
     open: int = 10_000  # transactions that are not decided
     promises: int = 10_000
     parked: int = 1_000  # votes that wait for H

@@ -34,9 +34,9 @@ UID = 65532  # of the image's user
 STORED = ("nats", "adjudicator", "storage", "control")
 """Roles whose directory must outlive them; crossbars and gateways make theirs again."""
 
-PORTS = {"control": 4100, "adjudicator": 4110, "crossbar": 4180, "storage": 4300, "gateway": 4900, "nats": 4222}
+PORTS = {"control": 4100, "adjudicator": 4600, "crossbar": 4110, "storage": 6300, "gateway": 5000, "nats": 4222}
 NATS_CLUSTER_PORT = 6222
-POSTGRESQL_PORT = 5500
+
 CLIENT_PORT = 5432
 
 
@@ -55,6 +55,9 @@ class Hosts:
     host: Callable[[Instance], str]
 
     def _index(self, instance: Instance) -> int:
+        if instance.role == "adjudicator":
+            candidate = instance.name.removeprefix(f"adjudicator-{instance.number}").lstrip("-")
+            return instance.number * self.topology.candidates + int(candidate or 0)
         if instance.role != "storage":
             return instance.number
         return instance.number * self.topology.replicas + int(instance.name.rpartition("-")[2])

@@ -2,7 +2,7 @@
 
     this process     supervisor, storage, router
     commit process   adjudicator, journal
-    PostgreSQL       the query processor
+    PostgreSQL       the query processors: a fixed number, or a pool that follows the number of sessions
 
 Start: leftovers -> commit process beside image -> storage -> PostgreSQL -> router. Stop: the reverse. What must
 hold: every resource taken is given back on the way out of `run`, whatever fails; a service that dies is restarted
@@ -23,8 +23,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -39,7 +38,8 @@ from australis.errors import AustralisError
 from australis.limits import LIMITS
 from australis.page import PROCESSORS, SharedPage, Word
 from australis.process import tune
-from australis.query_processor import settings
+from australis.query_processor import pool, settings
+from australis.query_processor.host import ProcessorHost
 from australis.query_processor.installation import Installation
 from australis.query_processor.launcher import QueryProcessor, free_port
 from australis.router import Router, RouterConfig
@@ -55,8 +55,7 @@ PORT_ATTEMPTS = 5
 COMMIT_READY = 60.0  # reading a long journal takes time
 NATS_READY = 60.0
 STORAGE_READY = 60.0
-POSTGRESQL_READY = 60.0
-REBUILD_AFTER = 2  # attempts that failed before PostgreSQL's data directory is thought to be the reason
+PROCESSOR_WAIT = 30.0  # of a connection, for a query processor; shorter than the time for a login
 
 log = structlog.get_logger()
 
@@ -83,13 +82,15 @@ class State(msgspec.Struct, kw_only=True):
     pid: int
     host: str = ""
     port: int = 0
-    direct_port: int = 0  # of the first query processor
-    direct_ports: list[int] = []  # of all of them
+    direct_port: int = 0  # of the first query processor that runs; 0: none does
+    direct_ports: list[int] = []  # of all of them, by number; 0 where none runs
     profile: str = "postgres"
     storage_driver: str = "attached"
     started: float = 0.0  # seconds since the Unix epoch
     services: dict[str, dict[str, int | bool | None]] = {}
     phases: dict[str, int] = {}  # milliseconds
+    pool: dict[str, int | float] | None = None  # its settings; None: a fixed number of query processors
+    processors: list[dict[str, Any]] = []  # ProcessorHost.describe
 
 
 class EmbeddedCluster:
@@ -113,7 +114,8 @@ class EmbeddedCluster:
         self.phases = Phases()
         self.router: Router | None = None
         self.storage: StorageService | None = None
-        self.services: list[Service] = []
+        self.processors: ProcessorHost | None = None
+        self._services: list[Service] = []
         self._counted = 0, time.monotonic()  # records applied, and when that was
         self._installation = installation
         self._wanted_port = port or config.port
@@ -124,7 +126,8 @@ class EmbeddedCluster:
             profile=cluster.profile,
             storage_driver=config.storage_driver,
             started=time.time(),
-            direct_ports=[0] * config.query_processors,
+            direct_ports=[0] * self._pool.maximum,
+            pool=msgspec.structs.asdict(config.pool) if config.pool else None,
         )
         self._failed: asyncio.Future[object]
 
@@ -132,6 +135,11 @@ class EmbeddedCluster:
     def state(self) -> State:
         """A picture of now."""
         return self._state
+
+    @property
+    def services(self) -> list[Service]:
+        """All that run or should."""
+        return self._services + (self.processors.services if self.processors is not None else [])
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -166,6 +174,7 @@ class EmbeddedCluster:
         measure = self.phases.measure
         with measure("leftovers"):
             processors = self._query_processors()
+            self.processors = processors
             killed = end_leftovers(services_of(self.layout))
             if killed:
                 log.warning("cluster.leftovers_killed", processes=killed)
@@ -173,31 +182,28 @@ class EmbeddedCluster:
         self._directory = open_cluster(self.layout.data, self.layout.run)
         self._changed("starting")
         port = self._choose_port()
-        router = self._make_router(port)  # a wrong certificate is found before anything starts
+        router = self._make_router(port, processors)  # a wrong certificate is found before anything starts
 
         async def image() -> None:
             with measure("image"):
-                for processor in processors:  # the first one sees to the image, and the others find it
-                    try:
-                        done = await asyncio.to_thread(processor.prepare)
-                    except OSError as error:
-                        raise unusable(self.layout, error) from error
-                    log.info("query_processor.prepared", directory=processor.directory.name, done=done)
+                try:
+                    await processors.prepare()
+                except OSError as error:
+                    raise unusable(self.layout, error) from error
 
         async with _group() as group:
             preparing = group.create_task(image())
             await self._start_services(stack)
             await preparing
         with measure("postgresql"):
-            page = SharedPage(self._directory.page, self._directory.cluster, create=False)
+            self._page = SharedPage(self._directory.page, self._directory.cluster, create=False)
+            stack.callback(self._page.close)
             for number in range(PROCESSORS):
-                page.store(Word.PROCESSORS + 4 * number, 0)  # of an earlier run: nobody is to wait for them
-            page.close()
-            async with _group() as group:
-                for number, processor in enumerate(processors):
-                    group.create_task(self._start_query_processor(stack, number, processor))
+                self._forget_processor(number)  # of an earlier run
+            stack.push_async_callback(self._close_processors, processors)
+            await processors.start()
         with measure("router"):
-            await self._start_router(stack, router)
+            await self._start_router(stack, router, processors)
 
     async def _start_services(self, stack: contextlib.AsyncExitStack) -> None:
         """Commit process, then storage, which follows it."""
@@ -312,87 +318,69 @@ class EmbeddedCluster:
             raise ClusterError(f"storage: {error}") from error
         self._task(stack, keep(service), "keep storage")
 
-    def _query_processors(self) -> list[QueryProcessor]:
+    def _query_processors(self) -> ProcessorHost:
         image = self.layout.query_processor / "image.tar"
-        return [
-            QueryProcessor(self.layout.processor(number), self._installation, self.layout.password(), image=image)
-            for number in range(self.config.query_processors)
-        ]
-
-    async def _start_query_processor(
-        self, stack: contextlib.AsyncExitStack, number: int, processor: QueryProcessor
-    ) -> None:
-        name = "postgresql" if number == 0 else f"postgresql-{number + 1}"
-        upstream = self._upstreams[number]
-
-        async def launch(failures: int) -> Child:
-            upstream.unlink(missing_ok=True)  # the router takes another one meanwhile
-            port = free_port()
-            self._state.direct_ports[number] = port
-            self._state.direct_port = self._state.direct_ports[0]
-            if failures:
-                ended = await asyncio.to_thread(end_leftovers, {processor.data: b"postgres"})
-                done = await asyncio.to_thread(processor.prepare, rebuild=failures >= REBUILD_AFTER)
-                log.warning("query_processor.again", attempt=failures, leftovers=ended, done=done)
-            configured = settings.Settings(
-                run=self.layout.run,
-                storage=self.layout.storage,
-                port=port,
-                listen="127.0.0.1",
-                processor=number,
-                connections=self._connections,
-                storage_driver=self.config.storage_driver,
-                service_timeout=self.limits.service_timeout,
-                write_buffer=(self.config.write_buffer_mb or 0) << 20 or self.limits.write_buffer,
-                extra=self.config.postgresql,
-            )
-            processor.configure(configured)
-            return await Child.spawn(
-                name,
-                processor.command(),
-                self.layout.logs / f"{name}.log",
-                directory=processor.data,
-                environment=processor.environment(),
-                death_signal=processor.death_signal,
-                plain=True,
-            )
-
-        async def ready(_: Child) -> None:
-            await processor.wait_ready(POSTGRESQL_READY)
-            _name_socket(upstream, processor.socket)
-
-        service = Service(
-            name,
-            launch,
-            ready,
-            stop_signal=processor.stop_signal,
-            stop_timeout=30.0,
+        password = self.layout.password()
+        return ProcessorHost(
+            [
+                QueryProcessor(self.layout.processor(number), self._installation, password, image=image)
+                for number in range(self._pool.maximum)
+            ],
+            self._pool,
+            logs=self.layout.logs,
+            configure=self._configure_processor,
+            forget=self._forget_processor,
             changed=self._changed,
+            watch=self.watch,
         )
-        stack.push_async_callback(self._close_query_processor, service, processor)
-        self.services.append(service)
-        try:
-            await service.start()
-        except ClusterError as error:
-            if processor.fresh:
-                raise
-            # It was fine by its marks and still does not start. Nothing in it is worth a second thought.
-            log.error("query_processor.rebuilt", cause=str(error))
-            await service.start(REBUILD_AFTER)
-        self._task(stack, service.watch(), f"watch {name}")
 
-    async def _close_query_processor(self, service: Service, processor: QueryProcessor) -> None:
-        if await service.stop() == 0:
-            with self.phases.measure("sync"):
-                await asyncio.to_thread(processor.mark_clean)
-        elif killed := await asyncio.to_thread(end_leftovers, {processor.data: b"postgres"}):
-            # a killed server's processes see it only when they wait for something
-            log.warning("query_processor.leftovers_killed", processes=killed)
+    @property
+    def _pool(self) -> pool.Settings:
+        configured = self.config.pool
+        capacity = self._connections
+        if configured is None:
+            count = self.config.query_processors
+            return pool.Settings(
+                minimum=count,
+                maximum=count,
+                sessions=capacity,
+                capacity=capacity,
+                wait=PROCESSOR_WAIT,
+            )
+        return pool.Settings(
+            minimum=configured.min,
+            maximum=configured.max,
+            sessions=min(configured.sessions, capacity),
+            capacity=capacity,
+            idle=configured.idle,
+            wait=PROCESSOR_WAIT,
+        )
 
-    def _make_router(self, port: int) -> Router:
+    def _configure_processor(self, number: int, port: int) -> settings.Settings:
+        return settings.Settings(
+            run=self.layout.run,
+            storage=self.layout.storage,
+            port=port,
+            listen="127.0.0.1",
+            processor=number,
+            connections=self._connections,
+            storage_driver=self.config.storage_driver,
+            service_timeout=self.limits.service_timeout,
+            write_buffer=(self.config.write_buffer_mb or 0) << 20 or self.limits.write_buffer,
+            extra=self.config.postgresql,
+        )
+
+    def _forget_processor(self, number: int) -> None:
+        """It does not run: no other is to wait for it, also when its process number is given out again."""
+        self._page.store(Word.PROCESSORS + 4 * number, 0)
+
+    async def _close_processors(self, processors: ProcessorHost) -> None:
+        with self.phases.measure("processors"):
+            await processors.close()
+
+    def _make_router(self, port: int, processors: ProcessorHost) -> Router:
         tls = self.config.tls
         config = RouterConfig(
-            upstreams=tuple(self._upstreams),
             handover_socket=self.layout.run / "handover.sock",
             hosts=tuple(self.config.listen),
             port=port,
@@ -412,7 +400,7 @@ class EmbeddedCluster:
                     f"{CONFIG_FILE}: [tls] {name}: {file}: {reason}; the cluster's user must be able to read this file"
                 ) from error
         try:
-            return Router(config)
+            return Router(config, processors)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             reason = (str(error) if isinstance(error, ValueError) else getattr(error, "reason", None)) or "no PEM found"
             raise ClusterError(
@@ -420,7 +408,7 @@ class EmbeddedCluster:
                 f"unencrypted key in PEM format ({reason.lower().replace('_', ' ')}); correct them or remove [tls]"
             ) from error
 
-    async def _start_router(self, stack: contextlib.AsyncExitStack, router: Router) -> None:
+    async def _start_router(self, stack: contextlib.AsyncExitStack, router: Router, processors: ProcessorHost) -> None:
         """Its port may be taken since it was chosen: then by another one, if nobody asked for this one."""
         for attempt in range(1, PORT_ATTEMPTS + 1):
             try:
@@ -436,7 +424,7 @@ class EmbeddedCluster:
                     raise ClusterError(
                         f"port {router.port} was taken by another program meanwhile; start again"
                     ) from error
-            router = self._make_router(self._choose_port())
+            router = self._make_router(self._choose_port(), processors)
         self.router = router
         stack.push_async_callback(router.close)
         self._state.host, self._state.port = _reachable(self.config.listen[0]), router.port
@@ -455,18 +443,10 @@ class EmbeddedCluster:
     def _connections(self) -> int:
         return self.config.connections or self.limits.connections
 
-    @property
-    def _upstreams(self) -> list[Path]:
-        """The query processors' sockets under names that stay when ports change; there while the server serves."""
-        return [
-            self.layout.run / ("postgresql.sock" if number == 0 else f"postgresql-{number + 1}.sock")
-            for number in range(self.config.query_processors)
-        ]
-
     async def _keep(self, stack: contextlib.AsyncExitStack, service: Service) -> None:
         """Start a service and watch it until the stack unwinds."""
         stack.push_async_callback(service.stop)
-        self.services.append(service)
+        self._services.append(service)
         await service.start()
         self._task(stack, service.watch(), f"watch {service.name}")
 
@@ -514,6 +494,10 @@ class EmbeddedCluster:
             service.name: {"pid": service.pid, "serving": service.serving, "restarts": service.restarts}
             for service in self.services
         }
+        if self.processors is not None:
+            self._state.direct_ports = self.processors.ports
+            self._state.direct_port = next(filter(None, self._state.direct_ports), 0)
+            self._state.processors = self.processors.describe()
         self._state.phases = self.phases.taken
         run = self.layout.run
         try:
@@ -531,13 +515,6 @@ async def _group() -> AsyncIterator[asyncio.TaskGroup]:
             yield group
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from errors
-
-
-def _name_socket(name: Path, target: Path) -> None:
-    temporary = name.with_suffix(".new")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    temporary.replace(name)
 
 
 def _reachable(host: str) -> str:

@@ -11,7 +11,7 @@
     <data>/topology.json     a cluster of many processes: what it was last started with
     <data>/roles/            a cluster of many processes: a directory for each, with its config.json
     <data>/authority/        a cluster of many processes with TLS between them: who signs their certificates
-    <data>/query_processor/  image.tar, data/, boot.json; of more query processors 2/data/, 2/boot.json, ...
+    <data>/query_processor/  image.tar and later ones, data/, boot.json; of more query processors 2/data/, ...
     <data>/run/              sockets, shared page, children.json, state.json; no content outlives a run
     <data>/logs/
 

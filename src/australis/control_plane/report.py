@@ -160,13 +160,23 @@ def as_table(content: dict[str, Any]) -> str:
     rows += [("data", content["data"])]
     rows += [("cluster", f"{content['cluster']}, made {content['created']}"), ("profile", content["profile"])]
     if content.get("port"):
-        rows.append(("clients", f"{content['host']}:{content['port']} (direct: 127.0.0.1:{content['direct_port']})"))
+        direct = f"127.0.0.1:{content['direct_port']}" if content["direct_port"] else "no query processor runs"
+        rows.append(("clients", f"{content['host']}:{content['port']} (direct: {direct})"))
         rows.append(("reads", f"{content['storage_driver']} storage"))
         rows.append(("up since", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(content["started"]))))
-        rows.append(("started in", ", ".join(f"{name} {taken} ms" for name, taken in content["phases"].items())))
+        rows.append(("started in", _phases(content["phases"])))
     for name, service in content.get("services", {}).items():
         serving = "serving" if service["serving"] else "NOT serving"
         rows.append((name, f"{serving}, pid {service['pid']}, restarted {service['restarts']} times"))
+    if content.get("pool"):
+        rows.append(("pool", ", ".join(f"{key} {value:g}" for key, value in content["pool"].items())))
+    for one in content.get("processors", []):
+        if not content.get("pool") and len(content["processors"]) == 1:
+            continue
+        taken = sum(one["phases"].values())
+        started = f", started in {taken} ms ({_phases(one['phases'])})" if one["phases"] else ""
+        failed = f"; failed: {one['cause']}" if one.get("cause") else ""
+        rows.append((f"processor {one['number']}", f"{one['state']}, started {one['starts']} times{started}{failed}"))
     for name in ("commit", "storage"):
         answers = content.get(name)
         if isinstance(answers, dict):
@@ -181,6 +191,10 @@ def as_table(content: dict[str, Any]) -> str:
         rows.append(("memory", f"{sum(sizes.values()) / 1024:.0f} MB ({parts})"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def _phases(phases: dict[str, int]) -> str:
+    return ", ".join(f"{name} {taken} ms" for name, taken in phases.items())
 
 
 def _map_rows(newest: dict[str, Any]) -> list[tuple[str, str]]:

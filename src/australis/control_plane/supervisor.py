@@ -66,14 +66,9 @@ class Service:
         failures = 0
         while True:
             assert self._child is not None, "start comes first"
-            child = self._child
-            status = await child.wait()
-            self._set_serving(False)
-            lived = time.monotonic() - child.started
-            asked = self._restarting is not None
-            tell = log.info if asked else log.error
-            tell("service.ended", service=self.name, status=status, lived=round(lived, 1), said=child.last_words())
-            failures = 0 if lived >= STABLE_AFTER or asked else failures + 1
+            await self.ended(expected=lambda: self._restarting is not None)
+            lived = time.monotonic() - self._child.started
+            failures = 0 if lived >= STABLE_AFTER or self._restarting is not None else failures + 1
             while True:
                 if failures > 1:
                     await asyncio.sleep(min(FIRST_DELAY * 2 ** (failures - 2), LONGEST_DELAY))
@@ -100,6 +95,23 @@ class Service:
             await self._restarting
         finally:
             self._restarting = None
+
+    async def ended(self, *, expected: Callable[[], bool] = lambda: False) -> str:
+        """Wait for the end of the process; returns why it ended, in words. `expected`: was it told to end?"""
+        child = self._child
+        assert child is not None, "start comes first"
+        status = await child.wait()
+        self._set_serving(False)
+        said = child.last_words()
+        lived = round(time.monotonic() - child.started, 1)
+        tell = log.info if expected() else log.error
+        tell("service.ended", service=self.name, status=status, lived=lived, said=said)
+        return f"signal {-status}" if status < 0 else f"status {status}: {said}" if status else ""
+
+    def ask_to_end(self, number: signal.Signals) -> None:
+        """Send a signal after which it may take as long as it needs."""
+        if self._child is not None and self._child.running:
+            self._child.signal(number)
 
     async def stop(self) -> int | None:
         """End the process, politely first; watching must have ended. Exit status; None if it did not run any more."""

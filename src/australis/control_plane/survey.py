@@ -235,22 +235,26 @@ async def caught_up(config: RoleConfig, identity: Identity, clock: Callable[[], 
     wanted = clock()
     while True:
         with contextlib.suppress(OSError, AustralisError):
+            if role == "adjudicator":  # it, or another candidate
+                for place in config.peers.adjudicators[str(config.number)]:
+                    with contextlib.suppress(OSError, AustralisError):
+                        async with Asker.open(Address.parse(place), identity) as asker:
+                            if asker.connection.generation:
+                                return
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
             async with Asker.open(Address.parse(config.listen), identity) as asker:
-                if role == "adjudicator":
-                    if asker.connection.generation:
-                        return
-                elif role == "crossbar":
+                if role == "crossbar":
                     key = b"\0" * RELATION_BYTES
                     subscribe = ShardSubscribe("status", [(key, key + b"\0")], -1, b"")
                     answer = await asker.ask(subscribe, WantWatermark(wanted))
                     while not (isinstance(answer, Watermark) and answer.tau >= wanted):
                         answer = await asker.ask()
                     return
-                else:
-                    lo = next(item.lo for item in config.partition_map.placement if item.owner == config.number)
-                    answer = await asker.ask(Get(1, wanted, [lo.ljust(RELATION_BYTES + 1, b"\0")]))
-                    if isinstance(answer, GetReply) and answer.status in (ReadStatus.OK, ReadStatus.NOT_HELD):
-                        return
+                lo = next(item.lo for item in config.partition_map.placement if item.owner == config.number)
+                answer = await asker.ask(Get(1, wanted, [lo.ljust(RELATION_BYTES + 1, b"\0")]))
+                if isinstance(answer, GetReply) and answer.status in (ReadStatus.OK, ReadStatus.NOT_HELD):
+                    return
         await asyncio.sleep(RETRY_SECONDS)
 
 

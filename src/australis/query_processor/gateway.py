@@ -196,6 +196,7 @@ class Gateway:
         self._budget = LARGE_BUDGET
         self._large: deque[_QueryClient] = deque()
         self._rung = -1
+        self._closing = False
         self._watermarks: deque[int] = deque(maxlen=SNAPSHOT_GRACE)
         self._started = time.monotonic()
 
@@ -267,7 +268,8 @@ class Gateway:
 
     async def close(self) -> None:
         """Stop."""
-        self.page.store(Word.COMMIT_PID, 0)
+        self.serves(False)
+        self._closing = True
         self.page.store(Word.STORAGE_PID, 0)
         for task in self._tasks:
             task.cancel()
@@ -326,7 +328,9 @@ class Gateway:
                 if link is not None:
                     link.send(effect.message)
             elif isinstance(effect, Send):
-                self._adjudicators[effect.to].send(effect.message)
+                adjudicator = self._adjudicators.get(effect.to)  # a newer map may name one that we do not know
+                if adjudicator is not None:
+                    adjudicator.send(effect.message)
             elif isinstance(effect, Want):
                 self._crossbar.want(effect.tau)
             elif isinstance(effect, Publish):
@@ -428,8 +432,13 @@ class Gateway:
             self._ring(2)
         if not self.live.is_set():
             page.store(Word.STORAGE_PID, os.getpid())
-            page.store(Word.COMMIT_PID, os.getpid())
+            self.serves(True)
             self.live.set()
+
+    def serves(self, yes: bool) -> None:
+        """Tell query processors whether the cluster can be asked at all."""
+        if not self._closing:
+            self.page.store(Word.COMMIT_PID, os.getpid() if yes else 0)
 
     def _ring(self, word: int) -> None:
         """Wake who applies schema changes. Any other value will do, and backends write it too."""
@@ -693,6 +702,7 @@ class _Subscription(_Handler):
     def lost(self, connection: Connection) -> None:
         self._round += 1
         self.gateway.timeline.broken()
+        self.gateway.serves(False)
 
     def received(self, connection: Connection, body: bytes) -> None:
         message = _crossbar_decoder.decode(body)
@@ -744,6 +754,7 @@ class _Subscription(_Handler):
         gateway = self.gateway
         gateway.sequences_changed()
         gateway.carry_out(gateway.timeline.begin(self._start, n, gateway.now()))
+        gateway.serves(True)
         for tau, number in self._early:
             gateway.timeline.record(tau, number)
         if self._early_watermark:

@@ -1,11 +1,13 @@
-"""Image 0: the data directory that every query processor of a cluster starts from.
+"""Images: the data directories that query processors of a cluster start from.
 
-    initdb -> bootstrap.sql, opclasses.sql in template1 -> its files copied over template0 and postgres -> image.tar
+    image 0: initdb -> bootstrap.sql, opclasses.sql in template1 -> its files copied over template0 and postgres
+    image n: the files of a query processor that was shut down cleanly with the catalogs of schema change n
 
-What must hold: everything in the image is deterministic (same PostgreSQL, same scripts: same OIDs), for the DDL log
-names objects by OID. The image is complete and synced before it gets its name, and carries a checksum: a torn or
-damaged one is made again, with the same content. It knows only the password of its making; later ones come with the DDL
-log.
+What must hold: everything in image 0 is deterministic (same PostgreSQL, same scripts: same OIDs), for the DDL log
+names objects by OID. An image is complete and synced before it gets its name, and has a checksum: a torn or damaged one
+is found. Image 0 is made again then, with the same content; the others only spare the replay of the log and are
+dropped. Image 0 knows only the password of its making; later ones come with the DDL log. A copy of image n must not
+think it is its original: the name of the owner of sequence ranges is left out.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -27,6 +31,8 @@ SUPERUSER = "admin"
 SCRIPTS = ("bootstrap.sql", "opclasses.sql")
 TEMPLATE1, TEMPLATE0, POSTGRES = 1, 4, 5  # fixed OIDs of initdb's databases
 TIMEOUT = 60.0
+POLL = 0.02
+NOT_COPIED = ("australis_sequences", "postmaster.pid", "postmaster.opts", "pg_stat_tmp/*", "pg_dynshmem/*")
 NO_SPACE = "no space left on the disk; free some and start again"
 
 log = structlog.get_logger()
@@ -58,7 +64,88 @@ def _build(image: Path, data: Path, installation: Installation, password: str) -
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(image)
-    write_atomically(image.with_name(image.name + ".crc32c"), f"{checksum:08x} {image.stat().st_size}\n".encode())
+    write_atomically(_checksum_file(image), f"{checksum:08x} {image.stat().st_size}\n".encode())
+
+
+@dataclass(frozen=True)
+class Image:
+    file: Path
+    version: int  # it has the catalogs of this schema change at least
+
+
+def newest(base: Path) -> Image:
+    """The newest whole image made from image 0, `base`; that one if there is no other. Damaged ones are removed."""
+    for version, file in sorted(((_version(file), file) for file in _later(base)), reverse=True):
+        try:
+            made_from = _checksum_file(file).read_text(encoding="ascii").split()[2]
+            fits = int(made_from) == base.stat().st_mtime_ns and whole(file)
+        except (OSError, ValueError, IndexError):
+            fits = False
+        if fits:
+            return Image(file, version)
+        log.warning("image.dropped", image=file.name, cause="damaged, torn or made from another image")
+        _remove(file)
+    return Image(base, 0)
+
+
+def newest_version(base: Path) -> int:
+    """Of the newest image, whole or not; cheap."""
+    return max(map(_version, _later(base)), default=0)
+
+
+def drop_later(base: Path) -> None:
+    """Trust only image 0."""
+    for file in _later(base):
+        _remove(file)
+
+
+def take(base: Path, data: Path, version: int, stop: threading.Event, copied: threading.Event) -> bool:
+    """Make image `version` from the files of a server that was shut down cleanly, and drop older ones but image 0.
+
+    `copied` is set when `data` is needed no more. False if `stop` was set before that. Blocking. Raises ImageError.
+    """
+    image = base.with_name(f"{base.stem}-{version}.tar")
+    temporary = base.with_name(f"{base.stem}-{version}.tar.new")
+    command = ["tar", "--create", "--file", str(temporary), "--directory", str(data), "--sort=name"]
+    try:
+        made_from = base.stat().st_mtime_ns
+        whole_copy = _run_until([*command, *(f"--exclude=./{name}" for name in NOT_COPIED), "."], stop)
+        copied.set()
+        if not whole_copy:
+            return False
+        checksum = file_crc32c(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        # the checksum first: an image that is found has one
+        write_atomically(_checksum_file(image), f"{checksum:08x} {temporary.stat().st_size} {made_from}\n".encode())
+        temporary.replace(image)
+        for earlier in _later(base):
+            if _version(earlier) < version:
+                _remove(earlier)
+        return True
+    except OSError as error:
+        raise ImageError(NO_SPACE if "No space left" in str(error) else str(error)) from error
+    finally:
+        copied.set()
+        temporary.unlink(missing_ok=True)
+
+
+def _later(base: Path) -> list[Path]:
+    return list(base.parent.glob(f"{base.stem}-[0-9]*.tar"))
+
+
+def _version(image: Path) -> int:
+    digits = image.stem.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _checksum_file(image: Path) -> Path:
+    return image.with_name(image.name + ".crc32c")
+
+
+def _remove(image: Path) -> None:
+    _checksum_file(image).unlink(missing_ok=True)
+    image.unlink(missing_ok=True)
 
 
 def extract(image: Path, data: Path) -> None:
@@ -80,7 +167,7 @@ def clear(data: Path) -> None:
 def whole(image: Path) -> bool:
     """Is the image there, complete and undamaged?"""
     try:
-        checksum, size = image.with_name(image.name + ".crc32c").read_text(encoding="ascii").split()
+        checksum, size = _checksum_file(image).read_text(encoding="ascii").split()[:2]
         if image.stat().st_size != int(size):
             return False
         return file_crc32c(image) == int(checksum, 16)
@@ -164,6 +251,27 @@ def _run(command: list[str], **environment: str) -> None:
         raise ImageError(f"{os.path.basename(command[0])}: {_reason(error)}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ImageError(f"{os.path.basename(command[0])}: {error}") from error
+
+
+def _run_until(command: list[str], stop: threading.Event) -> bool:
+    """As `_run`, but False if `stop` is set before the end."""
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/"
+    ) as process:
+        try:
+            while True:
+                try:
+                    output, _ = process.communicate(timeout=POLL)
+                    break
+                except subprocess.TimeoutExpired:
+                    if stop.is_set():
+                        return False
+        finally:
+            process.kill()
+    if process.returncode != 0:
+        error = subprocess.CalledProcessError(process.returncode, command, output)
+        raise ImageError(f"{os.path.basename(command[0])}: {_reason(error)}")
+    return True
 
 
 def _reason(error: subprocess.CalledProcessError) -> str:

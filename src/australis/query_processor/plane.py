@@ -359,7 +359,8 @@ class Commits:
             group = blind if mode & ModeFlag.BLIND else counts
             group[owner] = group.get(owner, 0) + 1
         chosen = counts or blind
-        return max(sorted(chosen), key=chosen.__getitem__) if chosen else self.map.system
+        # of equals the one of the first key, so that they share the work
+        return max(chosen, key=chosen.__getitem__) if chosen else self.map.system
 
     def commit(self, client: Client, commit: WideCommit, budget: int, at: float) -> list[Effect]:
         """A commit request; `budget` comes back with its Decision. ProtocolError if it is none."""

@@ -17,9 +17,9 @@ Upstream = Path | Address
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterConfig:
-    upstreams: tuple[Upstream, ...]
+    upstreams: tuple[Upstream, ...] = ()
     """Query processors' postmasters: Unix sockets, or TCP addresses of other hosts, which authenticate by themselves.
-    One that is not there is passed over; it may come back."""
+    One that is not there is passed over; it may come back.  Empty: the router is given a placement instead."""
     handover_socket: Path
     """Where backends present their token: `handover.sock` in the run directory, if `number` is None."""
     number: int | None = None
@@ -53,8 +53,6 @@ class RouterConfig:
     """How long close() waits for sessions to end."""
 
     def __post_init__(self) -> None:
-        if not self.upstreams:
-            raise ValueError("a router needs a query processor")
         if self.number is not None and not 0 <= self.number <= 99:
             raise ValueError(f"number must be between 0 and 99, not {self.number}")
         if not 0 <= self.port <= 65535:

@@ -22,6 +22,7 @@ import stat
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -30,9 +31,8 @@ from australis.router.startup import TOKEN_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-    from australis.router.config import Upstream
+    from australis.router.placement import Place
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +45,7 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 class Session:
     """A backend that took its client: watched until it ends."""
 
-    def __init__(self, control: socket.socket, pid: int, upstream: Upstream, on_end: Callable[[Session], None]) -> None:
+    def __init__(self, control: socket.socket, pid: int, upstream: Place, on_end: Callable[[Session], None]) -> None:
         self.pid = pid
         self.upstream = upstream
         self._control = control
@@ -104,7 +104,7 @@ class Ticket:
 
     def __init__(
         self,
-        upstream: Path,
+        upstream: Place,
         client: socket.socket | None,
         address: tuple[str, int] | None,
         before: Callable[[], None],
@@ -177,19 +177,20 @@ class HandoverListener:
 
     def issue(
         self,
-        upstream: Path,
+        upstream: Place,
         *,
         client: socket.socket | None = None,
         address: tuple[str, int] | None = None,
         before: Callable[[], None] = lambda: None,
     ) -> Ticket:
-        """A token for one backend of the query processor that listens on upstream.
+        """A token for one backend of the query processor at this place.
 
         It is answered with client's descriptor, or without one with "relay" and the address (None: by Unix socket).
         before() is called just before the descriptor leaves: what the backend wrote to its first socket goes first.
         """
         if self._link:
-            self._make_link(upstream.with_name(self._link))
+            assert isinstance(upstream.target, Path), "those of other hosts present no tokens"
+            self._make_link(upstream.target.with_name(self._link))
         ticket = Ticket(upstream, client, address, before, self._router)
         self._tickets[ticket.token] = ticket
         return ticket

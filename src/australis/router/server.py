@@ -12,7 +12,7 @@ import errno
 import resource
 import socket
 import ssl
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ import structlog
 from australis.router import sockets
 from australis.router.admission import Admission
 from australis.router.handover import HandoverListener, Session, Ticket, bind_unix
+from australis.router.placement import FixedUpstreams, Place, Placement
 from australis.router.relay import RelayEnd
 from australis.router.startup import (
     TLS_HANDSHAKE,
@@ -35,6 +36,8 @@ from australis.router.startup import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from australis.router.config import RouterConfig, Upstream
 
 log = structlog.get_logger(__name__)
@@ -62,9 +65,15 @@ class RouterStatus:
 class Router:
     """Call start() once, and close() when it succeeded."""
 
-    def __init__(self, config: RouterConfig) -> None:
-        """Raises OSError or ssl.SSLError if the certificate can't be loaded."""
+    def __init__(self, config: RouterConfig, placement: Placement | None = None) -> None:
+        """placement: where query processors come from; None: config.upstreams.
+
+        Raises OSError or ssl.SSLError if the certificate can't be loaded, ValueError if there can't be sessions.
+        """
+        if placement is None and not config.upstreams:
+            raise ValueError("a router needs a query processor")
         self.config = config
+        self._placement: Placement = FixedUpstreams(config.upstreams) if placement is None else placement
         self._tls = _tls_context(config)
         self._admission = Admission(config.max_connections, config.connection_rate, config.connection_burst)
         self._login_slots = asyncio.Semaphore(config.max_logins)
@@ -75,7 +84,6 @@ class Router:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending = 0
         self._sessions: dict[Session, asyncio.TimerHandle | None] = {}
-        self._sessions_of: dict[Upstream, int] = dict.fromkeys(config.upstreams, 0)  # logins included
         self._relays: set[RelayEnd] = set()
         self._no_sessions = asyncio.Event()
         self._no_sessions.set()
@@ -235,7 +243,7 @@ class Router:
         except Refused as error:
             await login.refuse(error)
         except TimeoutError:
-            log.debug("connection closed", reason="login timeout")
+            log.debug("connection closed", reason="login timeout, or the client has gone")
             login.abort()
         except OSError as error:
             log.debug("connection closed", reason=str(error))
@@ -313,42 +321,49 @@ class Router:
                     finally:
                         upstream.close()
 
-        await asyncio.gather(*map(forward, self.config.upstreams))
+        await asyncio.gather(*map(forward, self._placement.sockets()))
 
     async def _log_in(self, login: _Login, startup: Startup) -> None:
         self._admission.enter(self._loop.time())
         self._no_sessions.clear()
         try:
-            async with self._login_slots:
-                target, upstream = await self._connect_upstream(login)
-                if not isinstance(target, Path):
-                    await self._pass_on(login, startup, upstream)
-                elif login.end is None and self.config.handover:
-                    await self._hand_over(login, startup, target, upstream)
-                else:
-                    await self._relay(login, startup, target, upstream)
+            upstream = await self._connect_upstream(login)
+            assert login.place is not None
+            if not isinstance(login.place.target, Path):
+                await self._pass_on(login, startup, login.place, upstream)
+            elif login.end is None and self.config.handover:
+                await self._hand_over(login, startup, login.place, upstream)
+            else:
+                await self._relay(login, startup, login.place, upstream)
         finally:
             if login.ticket is not None:
                 self._handover.revoke(login.ticket)
             if not login.passed_on and (login.ticket is None or login.ticket.session is None):
-                self._left(login.upstream)
+                self._left(login.place)
+            if login.has_slot:
+                self._login_slots.release()
 
-    async def _connect_upstream(self, login: _Login) -> tuple[Upstream, socket.socket]:
-        """A connection to the query processor with the fewest sessions of those that can be reached."""
-        cause: OSError | None = None
-        for path in sorted(self.config.upstreams, key=self._sessions_of.__getitem__):
-            self._sessions_of[path] += 1  # before waiting: others choose meanwhile
-            login.upstream = path
+    async def _connect_upstream(self, login: _Login) -> socket.socket:
+        """A connection to the query processor of a place that can be reached; takes a login's slot."""
+        passed: list[Place] = []
+        while True:
+            # the place first: who waits for one shall not keep others from logging in where one is
+            async with asyncio.timeout(None) as waiting:
+                with login.watched(lambda: waiting.reschedule(0.0)):
+                    place = login.place = await self._placement.acquire(passed)
+            await self._login_slots.acquire()
+            login.has_slot = True
             try:
-                return path, await sockets.connect(path)
+                return await sockets.connect(place.target)
             except OSError as error:
-                self._sessions_of[path] -= 1
-                login.upstream = None
-                cause = error
-        log.warning("query processor not reachable", error=str(cause))
-        raise _unavailable("The query processor cannot be reached.") from cause
+                log.warning("query processor not reachable", error=str(error))
+                login.place = None
+                self._placement.unreachable(place)
+                passed.append(place)
+                self._login_slots.release()
+                login.has_slot = False
 
-    async def _hand_over(self, login: _Login, startup: Startup, path: Path, upstream: socket.socket) -> None:
+    async def _hand_over(self, login: _Login, startup: Startup, place: Place, upstream: socket.socket) -> None:
         """Start a backend and let it take the client; until then its words are passed on."""
         client = login.client
         assert client is not None
@@ -376,7 +391,7 @@ class Router:
                 with suppress(OSError):  # the client may be gone; the backend will notice it, too
                     client.send(data)
 
-        ticket = login.ticket = self._handover.issue(path, client=client, before=pass_on)
+        ticket = login.ticket = self._handover.issue(place, client=client, before=pass_on)
         try:
             await sockets.send_all(upstream, startup.packet(ticket.token))
             self._loop.add_reader(upstream.fileno(), pass_on)
@@ -393,11 +408,11 @@ class Router:
         else:
             raise _unavailable("The query processor closed the connection.")
 
-    async def _relay(self, login: _Login, startup: Startup, path: Path, upstream: socket.socket) -> None:
+    async def _relay(self, login: _Login, startup: Startup, place: Place, upstream: socket.socket) -> None:
         """Start a backend and pass bytes between it and the client."""
         client_end, backend = await self._both_ends(login, upstream)
         try:
-            ticket = login.ticket = self._handover.issue(path, address=login.address)
+            ticket = login.ticket = self._handover.issue(place, address=login.address)
             backend.closed.add_done_callback(lambda _: ticket.upstream_closed())
             client_end.closed.add_done_callback(lambda _: backend.finish())
             backend.transport.write(startup.packet(ticket.token))
@@ -441,17 +456,16 @@ class Router:
         assert login.end is not None
         return login.end, backend
 
-    async def _pass_on(self, login: _Login, startup: Startup, upstream: socket.socket) -> None:
+    async def _pass_on(self, login: _Login, startup: Startup, place: Place, upstream: socket.socket) -> None:
         """A query processor of another host: it authenticates its client by itself, through us."""
         client_end, backend = await self._both_ends(login, upstream)
-        target = login.upstream
         lifetime = self.config.max_lifetime
         timer = None if lifetime is None else self._loop.call_later(lifetime, backend.finish)
 
         def ended(_: object) -> None:
             if timer is not None:
                 timer.cancel()
-            self._left(target)
+            self._left(place)
 
         login.passed_on = True
         backend.closed.add_done_callback(ended)
@@ -471,10 +485,10 @@ class Router:
             timer.cancel()
         self._left(session.upstream)
 
-    def _left(self, upstream: Upstream | None) -> None:
-        """A session of this query processor ended, or a login that was with it (None: with none yet)."""
-        if upstream is not None:
-            self._sessions_of[upstream] -= 1
+    def _left(self, place: Place | None) -> None:
+        """A session at this place ended, or a login (None: it has none)."""
+        if place is not None:
+            self._placement.release(place)
         self._admission.leave()
         if self._admission.sessions == 0:
             self._no_sessions.set()
@@ -488,7 +502,8 @@ class _Login:
         self.end: RelayEnd | None = None
         self.address: tuple[str, int] | None = None
         self.ticket: Ticket | None = None
-        self.upstream: Upstream | None = None
+        self.place: Place | None = None
+        self.has_slot = False
         self.passed_on = False
         self.startup_received = False
 
@@ -503,6 +518,43 @@ class _Login:
             await sockets.send_all(self.client, data)
         else:
             self.last_words(data)
+
+    @contextmanager
+    def watched(self, gone: Callable[[], None]) -> Iterator[None]:
+        """Call `gone` if the client closes its connection meanwhile. A client that says something has not."""
+        if self.end is not None:
+            closed = self.end.closed
+
+            def told(_: asyncio.Future[None]) -> None:
+                gone()
+
+            closed.add_done_callback(told)
+            try:
+                yield
+            finally:
+                closed.remove_done_callback(told)
+            return
+        client = self.client
+        assert client is not None
+        loop = asyncio.get_running_loop()
+
+        def readable() -> None:
+            loop.remove_reader(client.fileno())
+            try:
+                ended = not client.recv(1, socket.MSG_PEEK)
+            except (BlockingIOError, InterruptedError):
+                loop.add_reader(client.fileno(), readable)
+                return
+            except OSError:
+                ended = True
+            if ended:
+                gone()
+
+        loop.add_reader(client.fileno(), readable)
+        try:
+            yield
+        finally:
+            loop.remove_reader(client.fileno())
 
     async def refuse(self, error: Refused) -> None:
         self.last_words(error.packet())

@@ -406,7 +406,7 @@ def _after_resolve() -> list[Patch]:
     original = Adjudicator.fate
 
     def fate(self: Adjudicator, txid: bytes) -> Verdict | None:
-        return None if self._known.get(txid) == -1 else original(self, txid)
+        return None if self._known.get(txid, 0) < -1 else original(self, txid)
 
     return [(Adjudicator, "fate", fate)]
 
