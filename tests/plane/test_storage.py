@@ -14,6 +14,7 @@ import pytest
 
 from australis.control_plane.topology import Peers, RoleConfig
 from australis.crossbar import process as crossbar
+from australis.crossbar.hub import unpack_positions
 from australis.crossbar.process import CrossbarService
 from australis.protocol.messages import Get, Outcome, ReadStatus, Scan
 from australis.storage.shard_process import ShardService
@@ -227,6 +228,46 @@ def test_a_crossbar_that_falls_behind_reads_on_where_it_was(tmp_path: Path) -> N
             tail.resume()
             await plane.check(time.time_ns())
         assert not plane.crossbar.failed.done()
+        await plane.stop()
+
+    run(body)
+
+
+@pytest.mark.parametrize("crossbar_restarts", [False, True])
+def test_a_journal_that_lost_its_end_is_an_alarm(tmp_path: Path, crossbar_restarts: bool) -> None:
+    """What was applied is not in the journal any more: refused, loudly, whoever remembers it."""
+
+    async def body() -> None:
+        plane = Plane(tmp_path, adjudicators=1, shards=1)
+        await plane.start()
+        await plane.commit([key(0, 1)])
+        await plane.check(time.time_ns())
+        config = plane.adjudicator_configs[0]
+        await plane.asker.close()
+        await plane.adjudicators[0].stop()
+        shutil.copytree(config.data / "journal", tmp_path / "copy")
+        plane.adjudicators[0] = await start(config)
+        plane.asker = Asker()
+        plane.asker.link(0, config.listen)
+        await plane.asker.up()
+        for n in range(5):
+            last = await plane.commit([key(0, n)])
+        await plane.check(time.time_ns())
+        shard = plane.shards["storage-0-0"]
+        while not shard.positions or unpack_positions(shard.positions)[0] < last:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # they come a moment after the records
+        await plane.asker.close()
+        await plane.adjudicators[0].stop()
+        if crossbar_restarts:
+            await plane.crossbar.stop()
+            (tmp_path / "crossbar" / "positions").unlink()
+        shutil.rmtree(config.data / "journal")
+        shutil.copytree(tmp_path / "copy", config.data / "journal")
+        plane.adjudicators[0] = await start(config)
+        if crossbar_restarts:
+            await plane.start_crossbar()
+        error = await plane.crossbar.failed
+        assert "ALARM: journal 0 does not hold record" in str(error)
         await plane.stop()
 
     run(body)

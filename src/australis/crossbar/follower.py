@@ -95,6 +95,11 @@ class Follower:
         """The last valid record that was read."""
         return self._journals[journal].validator.last
 
+    def has_read(self, journal: int, position: Position) -> bool:
+        """Is this one of the records that were read lately, or the beginning?"""
+        state = self._journals.get(journal)
+        return position == START or (state is not None and state.has_read(position.hash))
+
     def begin_at(self, journal: int, position: Position) -> None:
         """Nothing of this journal was read: begin behind a record of it."""
         state = self._journals[journal]

@@ -119,12 +119,13 @@ class Subscriber:
         self.next = 0  # number of the next record of the live buffer
         self.sent = 0  # watermark
         self.wanted = 0
+        self.placed = False  # does the subscriber have the positions of what was sent?
         self._records = 0
         self._positions_at = 0
 
     def record(self, record: Record) -> bool:
-        """Send it if it concerns the subscriber."""
-        if self.ranges.concerned(record):
+        """Send it if it concerns the subscriber, who may be ahead of a hub that was just started."""
+        if record.tau > self.sent and self.ranges.concerned(record):
             self.write(record.frame)
             self._records += 1
             return True
@@ -136,6 +137,7 @@ class Subscriber:
         if self._records >= POSITIONS_RECORDS or now - self._positions_at >= POSITIONS_NS:
             packed = positions()
             self._records, self._positions_at = 0, now
+        self.placed = bool(packed)
         self.sent = tau
         if self.wanted <= tau:
             self.wanted = 0
@@ -264,6 +266,13 @@ class Hub:
                 self._asked[journal] = wanted, now
                 effects.append(Ask(journal, HeartbeatRequest(wanted)))
 
+    def place(self, subscriber: Subscriber) -> bytes:
+        """Positions of everything that was sent, if it does not have them; b'' if it has, or they are not known now."""
+        if not subscriber.live or subscriber.placed or subscriber.sent != self.watermark:
+            return b""
+        subscriber.placed = True
+        return self._positions()
+
     @property
     def asking(self) -> bool:
         """Is somebody waiting for heartbeats, so that `pump` is to be called again in a while?"""
@@ -277,11 +286,13 @@ class Hub:
         if request.applied == NOTHING_MORE:
             subscriber.next = self._first + len(self._records)
             return self._join(subscriber, self.watermark)
-        if request.applied >= self.base and not self._cut:
-            # all that it does not have is here
+        start, positions = unpack_positions(request.positions) if request.positions else (0, {})
+        seen = all(self.follower.has_read(journal, position) for journal, position in positions.items())
+        if request.applied >= self.base and not self._cut and seen:
+            # all that it does not have is here, and what it has was read here: a journal that lost its end is noticed
+            # by reading it from where the subscriber is
             subscriber.next = self._first + sum(record.tau <= request.applied for record in self._records)
             return self._join(subscriber, request.applied)
-        start, positions = unpack_positions(request.positions) if request.positions else (0, {})
         return [CatchUp(subscriber, start, positions)]
 
     def _join(self, subscriber: Subscriber, tau: int) -> list[Effect]:
@@ -337,6 +348,7 @@ class Replay:
         self._target: dict[int, Position] = {}
         self._until = 0
         self._reached: set[int] = set()
+        self._begun: set[int] = set()  # journals whose owner holds the record that the subscriber is at
         self._aim()
 
     def _aim(self) -> None:
@@ -351,6 +363,11 @@ class Replay:
     def _arrived(self, journal: int) -> None:
         self._reached.add(journal)
         self.follower.promise(journal, self._until)
+
+    def began(self, journal: int, now: int) -> bool:
+        """The owner feeds this journal from where the subscriber is. True: the subscriber is live, and this is over."""
+        self._begun.add(journal)
+        return self.pump(now)
 
     def entry(self, journal: int, entry: Entry, now: int) -> bool:
         """The next valid entry of a journal. True: the subscriber is live, and this is over."""
@@ -372,7 +389,7 @@ class Replay:
         if given or follower.watermark > subscriber.sent:
             tau = max(follower.watermark, subscriber.sent)
             subscriber.watermark(tau, lambda: pack_positions(follower.watermark, follower.taken), now)
-        if len(self._reached) < len(self._target):
+        if len(self._reached) < len(self._target) or not self._begun.issuperset(self._target):
             return False
         if self._hub.join(subscriber, follower.watermark):
             return True

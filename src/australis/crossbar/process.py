@@ -301,6 +301,7 @@ class _Tail:
         self._paused = False
         self._cut = False
         self.following = False
+        self.began: Callable[[int], None] | None = None  # whom to tell that the owner feeds us from where we are
         self.gone: Callable[[], None] | None = None  # what to do if the journal does not reach back far enough
 
     def start(self, addresses: list[Address]) -> None:
@@ -366,6 +367,8 @@ class _Tail:
     def _begin(self, connection: Connection, start: FeedStart) -> None:
         if start.status == FeedStatus.OK:
             self.following = True
+            if self.began is not None:
+                self.began(self.journal)
             self._service.pump_soon()
             return
         position = self._follower.position(self.journal)
@@ -454,10 +457,10 @@ class _Client:
                 self.connection.transport.writelines(out)
 
     def keep_alive(self) -> None:
-        """Repeat the last watermark, if nothing else was sent."""
+        """Repeat the last watermark if nothing else was sent, with the positions that belong to it."""
         subscriber = self.subscriber
         if subscriber is not None and not subscriber.paused and not self._out and (subscriber.live or self._replay):
-            self.connection.send(Watermark(subscriber.sent))
+            self.connection.send(Watermark(subscriber.sent, self._service.hub.place(subscriber)))
 
     def writable(self, connection: Connection, yes: bool) -> None:
         """It does not read, or reads again."""
@@ -502,14 +505,22 @@ class _Client:
         log.info("crossbar.catching_up", name=self._name, applied=effect.applied)
         for journal in hub.follower.journals:
             tail = _Tail(service, journal, replay.follower, self._replay_entry)
-            tail.gone = self._gone
+            tail.began, tail.gone = self._replay_began, self._gone
             tail.start(config.adjudicators[journal])
             self._tails.append(tail)
         self.connection.send(ShardStart(FeedStatus.OK, effect.applied))
 
     def _replay_entry(self, journal: int, entry: Entry) -> None:
         replay = self._replay
-        if replay is not None and replay.entry(journal, entry, time.monotonic_ns()):
+        self._replayed(replay is not None and replay.entry(journal, entry, time.monotonic_ns()))
+
+    def _replay_began(self, journal: int) -> None:
+        """There may be nothing to read."""
+        replay = self._replay
+        self._replayed(replay is not None and replay.began(journal, time.monotonic_ns()))
+
+    def _replayed(self, over: bool) -> None:
+        if over:
             self._replay = None
             self.write_out()
             log.info("crossbar.caught_up", name=self._name)

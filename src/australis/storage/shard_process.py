@@ -22,6 +22,7 @@ import functools
 import heapq
 import itertools
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -126,6 +127,7 @@ class ShardService:
         self.state = "connecting"
         self.executor = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="shard-read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="shard-write")
+        self._stopping = threading.Event()  # ends the writer's wait for space
         self._queue: deque[ShardRecord | Watermark] = deque()
         self._queued_bytes = 0
         self._more = asyncio.Event()
@@ -199,6 +201,7 @@ class ShardService:
 
     async def stop(self) -> None:
         """Stop; the store is marked as clean unless it failed."""
+        self._stopping.set()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -314,9 +317,9 @@ class ShardService:
                 if self.state != "disk full":
                     log.error("storage.disk_full", error=str(error))
                 self.state = "disk full"
-                if self.failed.done():
+                # space comes from somebody else
+                if self.failed.done() or self._stopping.wait(FULL_RETRY_SECONDS):
                     raise
-                time.sleep(FULL_RETRY_SECONDS)  # space comes from somebody else
             else:
                 break
         if self.state == "disk full":
