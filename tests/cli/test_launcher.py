@@ -23,6 +23,7 @@ from australis.control_plane.embedded import EmbeddedCluster
 from australis.control_plane.layout import Cluster, ClusterError, Layout
 from australis.query_processor.host import ProcessorHost
 from australis.query_processor.installation import Installation
+from australis.router.placement import FixedUpstreams
 from tests.cli.conftest import Australis
 from tests.fixtures.servers import free_port
 
@@ -198,7 +199,7 @@ def test_a_port_that_is_taken_before_it_is_used(directory: Path, asked: bool) ->
     """Seconds pass between the choice and its use, in which another cluster may come."""
     made = Cluster(format=1, cluster="ab" * 16, profile="postgres", postgresql=18, created="")
     installation = cast(Installation, None)  # no server of it is started
-    processors = cast(ProcessorHost, None)
+    processors = cast(ProcessorHost, FixedUpstreams([directory / "nobody.sock"]))
     wanted = free_port() if asked else None
     said: list[str] = []
     cluster = EmbeddedCluster(Layout(directory), made, Config(), installation, port=wanted, notice=said.append)
