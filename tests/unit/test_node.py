@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from australis.adjudicator.node import STRIDE, Alarm, Append, Effect, Node, Reply, Send, Settings
-from australis.adjudicator.recovery import Recovered, Recovery
+from australis.adjudicator.recovery import ClaimBody, Recovered, Recovery
 from australis.errors import JournalError
 from australis.journal.record import NO_TXID, START, Entry, Kind, Position
 from australis.keyspace import KEYSPACE_END, ddl_key, relation_id, relation_prefix
@@ -706,6 +706,29 @@ def test_a1_the_floor_covers_times_h_and_acquired_ranges() -> None:
     repeated = again.claimed(Position(9, 2, bytes(16)))
     assert (repeated.floor, repeated.ranges, repeated.ddl) == (found.floor, found.ranges, found.ddl)
     assert (repeated.acquired, repeated.released) == (found.acquired, found.released)
+
+
+def test_q2_what_a_trimmed_journal_no_longer_holds_is_not_denied() -> None:
+    """A commit from before the oldest record may have happened: PENDING, never KILLED."""
+    before = Position(7, 1, b"p" * 16)
+    recovery = Recovery([])
+    checkpoint = entry(Kind.HORIZON, 100, 120, recovery.claim_body(), 8)._replace(previous=before)
+    recovery.add(checkpoint)
+    recovered = recovery.claimed(Position(9, 2, bytes(16)))
+    assert recovered.known_floor == 100
+    core = Node(0, recovered, PARTITION).core
+    assert core.resolve(b"t" * 16, 50)[0] is Outcome.PENDING
+    assert core.resolve(b"t" * 16, 100)[0] is Outcome.KILLED
+    whole = Recovery([])  # one that begins with its first record denies what it does not hold
+    whole.add(entry(Kind.HORIZON, 100, 120))
+    assert whole.claimed(Position(9, 2, bytes(16))).known_floor == 0
+
+
+def test_w4_a_checkpoint_carries_floors_of_acquired_ranges() -> None:
+    recovery = Recovery([])
+    body = msgspec.msgpack.encode(ClaimBody(3, [(b"", MIDDLE)], [], {1: 15}, 70))
+    recovery.add(entry(Kind.HORIZON, 30, 40, body))
+    assert (recovery.floor, recovery.ddl, recovery.ranges.list()) == (70, 3, [(b"", MIDDLE)])
 
 
 def test_recovery_refuses_bodies_that_it_cannot_read() -> None:

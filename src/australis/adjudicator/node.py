@@ -365,9 +365,9 @@ class Node:
     def checkpoint(self, now: Now) -> list[Effect]:
         """Append what a claim would carry: the journal may then be trimmed up to that record.
 
-        Not while a range is being acquired: that record is not in our state yet.
+        Not while a range is on its way: that record is not in our state yet, or not with its place.
         """
-        if not self._closing and not self._acquiring:
+        if not self._closing and not self._acquiring and not self._releasing:
             floor = max([self.core.floor, *(floor for _, _, floor in self._floors)])
             moves = list(self._released.values())
             body = ClaimBody(self.core.ddl, self.ranges.list(), moves, dict(self._acquired), floor)

@@ -349,6 +349,7 @@ class AdjudicatorService:
         elif isinstance(message, Ingest):
             self._ingest(client, node, message, body, now)
         elif isinstance(message, Drop):
+            client.dropped(message.relations)
             if self._obstacle(len(body)) is None:
                 self._carry_out(node.drop(body, now))
         elif isinstance(message, Status):
@@ -545,7 +546,8 @@ class AdjudicatorService:
         node = self.node
         if node is None or not sequence:
             return
-        if self._checkpoint <= sequence and not self._checkpointing:
+        loading = any(other.unpublished for other in self._clients)  # chunks are not in a checkpoint
+        if self._checkpoint <= sequence and not self._checkpointing and not loading:
             self._checkpointing = True
             effects = node.checkpoint(self.config.clock.now())
             self._checkpointing = bool(effects)
@@ -688,6 +690,12 @@ class _Client:
             self.subscriber.paused = not yes
             if yes:
                 self.subscriber.pump()
+
+    def dropped(self, relations: list[int]) -> None:
+        """What it sent in chunks is garbage by its own word."""
+        for left in self.unpublished.values():
+            left.difference_update(relations)
+        self.unpublished = {txid: left for txid, left in self.unpublished.items() if left}
 
     def subscribe(self, request: Subscribe) -> None:
         """Begin to feed."""

@@ -77,6 +77,8 @@ class Recovery:
 
     def add(self, entry: Entry) -> None:
         """Take the next valid entry. JournalError if its body is not what its kind promises."""
+        if self.position == START and entry.previous != START:
+            self._known_floor = entry.tau  # trimmed: what was committed before is not known, so not denied either (Q2)
         self.position = entry.position
         self.horizon = entry.horizon
         self.last = max(self.last, entry.tau)
