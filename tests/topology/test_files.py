@@ -168,8 +168,6 @@ def test_one_of_each_needs_no_ranges() -> None:
 
 
 def test_relative_paths_begin_at_the_file(tmp_path: Path) -> None:
-    text = 'objects = "store"\n[tls]\ncertificate = "c.pem"\nkey = "k.pem"\n'
+    text = '[tls]\ncertificate = "c.pem"\nkey = "k.pem"\n'
     topology = parse_topology(text, tmp_path / "topology.toml")
     assert topology.tls.certificate == str(tmp_path / "c.pem")
-    assert topology.objects == str(tmp_path / "store")
-    assert parse_topology('objects = "s3://b/p"', tmp_path / "t").objects == "s3://b/p"

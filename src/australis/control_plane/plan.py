@@ -170,7 +170,6 @@ def plan(topology: TopologyFile, cluster: str, place: Place, secret: str) -> lis
                 "journal": journal,
                 "clock": clock,
                 "retention": topology.retention or limits.retention,
-                "objects": topology.objects,
             }
         if one.role == "gateway":
             fields |= {

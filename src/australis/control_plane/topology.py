@@ -109,9 +109,6 @@ class RoleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     retention: Annotated[float, msgspec.Meta(ge=1)] = 300.0  # storage: how long versions are kept for open snapshots
 
-    # storage and control: where snapshots go (a directory, or s3://bucket/prefix); "" for none
-    objects: str = ""
-
     # gateway
     processors: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1  # PostgreSQL servers on this host
     connections: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 200
@@ -318,7 +315,6 @@ class TopologyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     connections: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None  # of each query processor
     retention: Annotated[float, msgspec.Meta(ge=1)] | None = None
     write_buffer_mb: Megabytes | None = None
-    objects: str = ""  # object store of snapshots: a directory, or s3://bucket/prefix
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     clock: ClockSection = ClockSection()
     tls: TlsSection = TlsSection()
@@ -366,10 +362,7 @@ def parse_topology(text: str, path: Path) -> TopologyFile:
     tls = topology.tls
     if tls.certificate:
         tls = msgspec.structs.replace(tls, certificate=str(here / tls.certificate), key=str(here / tls.key))
-    objects = topology.objects
-    if objects and "://" not in objects:
-        objects = str(here / objects)
-    return msgspec.structs.replace(topology, tls=tls, objects=objects)
+    return msgspec.structs.replace(topology, tls=tls)
 
 
 def _topology_mistakes(topology: TopologyFile) -> Iterator[tuple[str, str]]:
