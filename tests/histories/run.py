@@ -234,6 +234,15 @@ class Run:
         """Transactions acknowledged so far."""
         return sum(t.outcome is Outcome.OK for c in self._clients for t in c.transactions[:])
 
+    def backends(self) -> set[int]:
+        """Pids of the servers' processes that clients talk to now."""
+        found = set()
+        for client in self._clients:
+            connection = client.connection
+            if connection is not None and not connection.closed:
+                found.add(connection.info.backend_pid)
+        return found
+
     def lost_connections(self) -> int:
         """Connections that broke inside a transaction so far."""
         return sum(c.errors["connection lost"] for c in self._clients)

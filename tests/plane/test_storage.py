@@ -118,7 +118,9 @@ class Plane:
             for one in keys:
                 batch = await self.read(shard, [one], tau)
                 value = self.expected(one, tau)
-                assert (value is None) == (value is None or value not in batch), (one, tau, value, batch)
+                others = [other for _, other in self.versions[one] if other != value]
+                assert value is None or value in batch, (one, tau, value, batch)
+                assert not any(other in batch for other in others), (one, tau, value, batch)
 
     def some_keys(self) -> list[bytes]:
         count = self.rng.choice((1, 1, 2, 3))

@@ -212,9 +212,11 @@ class ShardService:
             await self._server.close()
         self.executor.shutdown(wait=True)
         self._writer.shutdown(wait=True)
-        if not self.failed.done():
-            self.store.sync(True)
-        self.store.close()
+        try:
+            if not self.failed.done():
+                self.store.sync(True)
+        finally:
+            self.store.close()
 
     # ------------------------------------------------------------------------------------------------------ feed
 
