@@ -11,8 +11,9 @@ What must hold:
 - what crossbars are fed is durable (other journals' records may already be applied, so nothing can be taken back);
 - every queue is bounded: beyond that requests are refused before they are decided (rule Q10).
 
-If the journal fails or has another owner, undecided requests are refused, connections close, and the process ends with
-one line; its supervisor starts it again, as a candidate. Without its peers, transactions of its own go on.
+If the journal has another owner, what does not count is refused; if it fails in any other way nobody is answered, and
+whoever waits resolves with the successor (rule Q2). Then connections close, and the process ends with one line; its
+supervisor starts it again, as a candidate. Without its peers, transactions of its own go on.
 """
 
 from __future__ import annotations
