@@ -39,6 +39,7 @@ from australis.objects.interface import (
 
 _WRITING = ".writing-"
 _LOCK = ".lock"
+_ATTEMPTS = 100
 
 
 class DirectoryStore:
@@ -116,19 +117,23 @@ class DirectoryStore:
         """Make a hidden file that is locked by us, in a folder that is there and durable."""
         if not self._root.is_dir():  # a mount that is away, perhaps: never made anew in silence
             raise UnreachableError(f"{self.url}: the directory does not exist any more")
-        missing = [folder]
-        while not missing[-1].is_dir() and missing[-1] != self._root:
-            missing.append(missing[-1].parent)
-        for parent in reversed(missing[:-1]):
-            parent.mkdir(mode=0o700, exist_ok=True)
-            _sync(parent.parent)
-        while True:
+        for _ in range(_ATTEMPTS):
+            missing = [folder]
+            while not missing[-1].is_dir() and missing[-1] != self._root:
+                missing.append(missing[-1].parent)
             working = folder / f"{_WRITING}{secrets.token_hex(8)}"
-            fd = os.open(working, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                for parent in reversed(missing[:-1]):
+                    parent.mkdir(mode=0o700, exist_ok=True)
+                    _sync(parent.parent)
+                fd = os.open(working, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                continue  # somebody deleted the last object of a folder, and so the folder
             fcntl.flock(fd, fcntl.LOCK_EX)
             if os.fstat(fd).st_nlink:
                 return fd, working
             os.close(fd)  # somebody who opened the store took it for a leftover before we had locked it
+        raise UnreachableError(f"{self.url}: the folder {folder} disappears again and again")
 
     def _read_once_more(self, fd: int, key: str, stored: Stored) -> None:
         """From the disk where the system can, else from its cache."""
@@ -148,13 +153,17 @@ class DirectoryStore:
                 path.unlink()
             except FileNotFoundError:
                 return
-            _sync(path.parent)
             folder = path.parent
-            while folder != self._root:
+            while True:
                 try:
+                    _sync(folder)
+                    if folder == self._root:
+                        return
                     folder.rmdir()
+                except FileNotFoundError:
+                    pass  # somebody else's delete was faster
                 except OSError as error:
-                    if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                         return
                     raise
                 folder = folder.parent
