@@ -15,7 +15,6 @@ from tests.fixtures.postgres import ProgramsMissing
 from tests.fixtures.servers import AustralisCluster, CannotStart, temporary_directory
 from tests.processors.conftest import COUNT, Processors
 from tests.processors.indexes import INDEXES, ROWS, SETUP, TABLE, Connection, Writers, check, differences, states
-from tests.processors.test_life import wait_restarted
 
 WRITERS = 2 * COUNT
 MANY = 60_000
@@ -179,19 +178,19 @@ def test_a_killed_build_is_completed_by_reindex(processors: Processors, what: st
             with processors.connect(0) as session:
                 session.execute("DROP INDEX IF EXISTS victim_a")
         with processors.connect(2) as watcher:
-            before = processors.services()["postgresql-3"]
+            before = processors.postmaster(2)
             thread = threading.Thread(target=build)
             thread.start()
             killed = met_in_the_middle(watcher, pid, generator.randrange(1000, MANY // 3))
             if killed:
                 met += 1
-                os.kill(pid if what == "backend" else before["pid"], signal.SIGKILL)
+                os.kill(pid if what == "backend" else before, signal.SIGKILL)
         thread.join(60)
         assert not thread.is_alive()
         builder.close()
         if not killed:
             continue
-        wait_restarted_or_back(processors, what, before["restarts"])
+        wait_restarted_or_back(processors, what, before)
         for number in range(COUNT):
             with processors.connect(number) as session:
                 assert states(session, "victim") == {"victim_a": (True, False)}
@@ -207,10 +206,10 @@ def test_a_killed_build_is_completed_by_reindex(processors: Processors, what: st
             assert not differences(session, "victim_a", "a, id", "true", "victim")
 
 
-def wait_restarted_or_back(processors: Processors, what: str, restarts: int) -> None:
+def wait_restarted_or_back(processors: Processors, what: str, postmaster: int) -> None:
     """After SIGKILL of a backend its postmaster starts all others again; after its own it is started."""
     if what == "query processor":
-        wait_restarted(processors, "postgresql-3", restarts)
+        processors.wait_restarted(2, postmaster)
         return
     while True:
         try:
