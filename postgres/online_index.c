@@ -632,6 +632,26 @@ next_transaction(void)
 	StartTransactionCommand();
 }
 
+/* NULL or the error, with the transaction as it is then. */
+static pg_noinline ErrorData *
+try_next_transaction(MemoryContext context)
+{
+	ErrorData  *volatile error = NULL;
+
+	PG_TRY();
+	{
+		next_transaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	return error;
+}
+
 static MemoryContext
 build_context(void)
 {
@@ -751,14 +771,14 @@ run_deferred(Oid heap, MemoryContext context, void (*statement) (void *), void *
  * matters here.  If a later one lost to a schema change, there is the index,
  * building, and the rest follows as if nothing had happened.
  */
-static bool
-is_begun(ErrorData *error)
+static void
+go_on_if_begun(ErrorData *error, bool concurrent)
 {
 	HeapTuple	tuple;
 	bool		begun = false;
 
-	if (created == NIL || !may_pass(error))
-		return false;
+	if (!concurrent || created == NIL || !may_pass(error))
+		ThrowErrorData(error);
 	AbortCurrentTransaction();
 	StartTransactionCommand();
 	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(linitial_oid(created)));
@@ -767,7 +787,9 @@ is_begun(ErrorData *error)
 		begun = ((Form_pg_index) GETSTRUCT(tuple))->indisready;
 		ReleaseSysCache(tuple);
 	}
-	return begun;
+	if (!begun)
+		ThrowErrorData(error);
+	FreeErrorData(error);
 }
 
 /* Take back that it is valid; false: it was not. */
@@ -803,9 +825,7 @@ au_online_index_create(IndexStmt *stmt, void (*statement) (void *), void *arg)
 	error = run_deferred(RangeVarGetRelid(stmt->relation, NoLock, true), context, statement, arg);
 	if (error != NULL)
 	{
-		if (!concurrent || !is_begun(error))
-			ThrowErrorData(error);
-		FreeErrorData(error);
+		go_on_if_begun(error, concurrent);
 		error = NULL;
 	}
 	if (created == NIL)
@@ -833,7 +853,10 @@ au_online_index_create(IndexStmt *stmt, void (*statement) (void *), void *arg)
 			root.parents = lappend_oid(root.parents, index);
 	}
 	MemoryContextSwitchTo(old);
-	next_transaction();
+	error = try_next_transaction(context);
+	if (error != NULL)
+		go_on_if_begun(error, concurrent);
+	error = NULL;
 	MemoryContextSwitchTo(context);
 	foreach_ptr(Build, b, builds)
 	{
