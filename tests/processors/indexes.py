@@ -145,7 +145,8 @@ def differences(session: Connection, index: str, columns: str, where: str, table
         )
         session.execute("SET LOCAL enable_indexscan = on; SET LOCAL enable_indexonlyscan = on")
         for direction in ("", " DESC"):
-            query = f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {', '.join(column + direction for column in order)}"
+            by = ", ".join(column + direction for column in order)
+            query = f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {by}"
             plan = session.execute(f"EXPLAIN {query}").fetchall()
             assert f"using {index} " in str(plan), plan
             entries = Counter(session.execute(query).fetchall())
