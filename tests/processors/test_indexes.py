@@ -459,7 +459,7 @@ def files(session: Connection) -> dict[str, object]:
 
 
 def test_reindex_of_many_without_others(processors: Processors) -> None:
-    """Deferrable constraints are built again too; rights and places are PostgreSQL's; in a block it is one transaction."""
+    """Deferrable constraints are built again too; rights are those of PostgreSQL; in a block it is one transaction."""
     with processors.connect(0) as session:
         session.execute("CREATE SCHEMA several; SET search_path = several")
         session.execute("CREATE TABLE t (id int PRIMARY KEY, a int UNIQUE DEFERRABLE, b int)")
