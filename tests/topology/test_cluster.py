@@ -33,10 +33,10 @@ RETRYABLE = ("40001", "40P01")
 class Cluster:
     """Driven through its command line."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, topology: str = TOPOLOGY) -> None:
         self.cluster = AustralisCluster(directory)
         self.port = _two_free_ports()
-        (directory / "topology.toml").write_text(TOPOLOGY)
+        (directory / "topology.toml").write_text(topology)
 
     def start(self) -> None:
         arguments = ["--topology", str(self.cluster.directory / "topology.toml"), "--port", str(self.port), "--detach"]
