@@ -2428,6 +2428,168 @@ store_drop(Store *store, uint64_t relid, size_t max_entries, bool *done)
 	return status;
 }
 
+/*
+ * Their history stays until garbage collection meets it: nobody reads these
+ * keys any more, and an entry of hist whose key is not in main is skipped.
+ */
+StoreStatus
+store_erase(Store *store, StoreBytes lo, StoreBytes hi, size_t max_entries, bool *done)
+{
+	Writing		w;
+	StoreStatus status;
+	size_t		removed = 0;
+	int			rc = 0;
+
+	*done = false;
+	if (lo.len > STORE_MAX_KEY || hi.len > STORE_MAX_KEY)
+		return fail(STORE_FAILED, "a key of %zu bytes", lo.len > hi.len ? lo.len : hi.len);
+	pthread_mutex_lock(&store->lock);
+	status = write_begin(&w, store);
+	if (status != STORE_OK)
+	{
+		pthread_mutex_unlock(&store->lock);
+		return status;
+	}
+	while (removed < max_entries)
+	{
+		MDB_val		k = val(lo.data, lo.len);
+		MDB_val		v;
+		Version		version;
+
+		rc = mdb_cursor_get(w.main, &k, &v, lo.len > 0 ? MDB_SET_RANGE : MDB_FIRST);
+		if (rc == 0 && hi.len > 0 && compare(k.mv_data, k.mv_size, hi.data, hi.len) >= 0)
+			rc = MDB_NOTFOUND;
+		if (rc != 0)
+			break;
+		if (!parse_version(&v, &version))
+		{
+			status = bad_version();
+			break;
+		}
+		if (version.flags == FLAG_VALUE)
+			rc = count(&w, k.mv_data, k.mv_size, -1, version.len);
+		if (rc == 0)
+			rc = mdb_cursor_del(w.main, 0);
+		if (rc != 0)
+			break;
+		removed++;
+	}
+	if (status == STORE_OK && rc == MDB_NOTFOUND)
+	{
+		*done = true;
+		rc = 0;
+	}
+	if (status == STORE_OK && rc == 0)
+		rc = flush_stats(&w);
+	if (status == STORE_OK && rc != 0)
+		status = lmdb_fail(rc, "cannot erase");
+	status = write_end(&w, status);
+	if (status != STORE_OK)
+		*done = false;
+	pthread_mutex_unlock(&store->lock);
+	return status;
+}
+
+/* Copy all entries of one database of another store; *both: a key that both have. */
+static StoreStatus
+absorb_entries(Writing *w, MDB_cursor *to, MDB_cursor *from, bool counted, bool *both)
+{
+	MDB_val		k,
+				v;
+	int			rc = mdb_cursor_get(from, &k, &v, MDB_FIRST);
+
+	while (rc == 0)
+	{
+		Version		version;
+		MDB_val		found = v;
+
+		if (k.mv_size < 8 || !parse_version(&v, &version))
+			return bad_version();
+		rc = mdb_cursor_put(to, &k, &found, MDB_NOOVERWRITE);
+		if (rc == MDB_KEYEXIST)
+		{
+			*both = true;
+			rc = 0;
+		}
+		else if (rc == 0 && counted && version.flags == FLAG_VALUE)
+			rc = count(w, k.mv_data, k.mv_size, 1, version.len);
+		if (rc == 0)
+			rc = mdb_cursor_get(from, &k, &v, MDB_NEXT);
+	}
+	return rc == MDB_NOTFOUND ? STORE_OK : lmdb_fail(rc, "cannot take over another store");
+}
+
+StoreStatus
+store_absorb(Store *store, const char *path)
+{
+	Store	   *source;
+	Writing		w;
+	StoreReader *reader = NULL;
+	MDB_cursor *from = NULL;
+	int64_t		applied = 0;
+	int64_t		horizon = 0;
+	bool		both = false;
+	bool		old = false;	/* history may be on both sides: what erase() leaves */
+	StoreStatus status = store_open_reader(path, store->cluster, &source);
+	int			rc;
+
+	if (status != STORE_OK)
+		return status;
+	status = store_reader_open(source, &reader);
+	if (status == STORE_OK)
+		status = store_times(reader, &applied, &horizon);
+	if (status == STORE_OK)
+		status = read_begin(reader);
+	if (status != STORE_OK)
+	{
+		if (reader)
+			store_reader_close(reader);
+		store_close(source);
+		return status;
+	}
+	pthread_mutex_lock(&store->lock);
+	if (applied != store->applied)
+		status = fail(STORE_FAILED, "%s has applied %lld and this store %lld: only stores of one time become one",
+					  path, (long long) applied, (long long) store->applied);
+	if (status == STORE_OK)
+		status = write_begin(&w, store);
+	if (status == STORE_OK)
+	{
+		if (horizon < store->horizon)
+			horizon = store->horizon;
+		rc = mdb_cursor_open(reader->txn, source->main, &from);
+		status = rc == 0 ? absorb_entries(&w, w.main, from, true, &both) : lmdb_fail(rc, "cannot read");
+		if (from)
+			mdb_cursor_close(from);
+		from = NULL;
+		if (status == STORE_OK && both)
+			status = fail(STORE_FAILED, "%s holds keys that this store holds too", path);
+		if (status == STORE_OK)
+		{
+			rc = mdb_cursor_open(reader->txn, source->hist, &from);
+			status = rc == 0 ? absorb_entries(&w, w.hist, from, false, &old) : lmdb_fail(rc, "cannot read");
+			if (from)
+				mdb_cursor_close(from);
+		}
+		if (status == STORE_OK)
+		{
+			rc = flush_stats(&w);
+			if (rc == 0)
+				rc = meta_put_state(store, w.txn, store->applied, horizon, store->position, store->position_len);
+			if (rc != 0)
+				status = lmdb_fail(rc, "cannot take over another store");
+		}
+		status = write_end(&w, status);
+		if (status == STORE_OK)
+			keep_state(store, store->applied, horizon, store->position, store->position_len);
+	}
+	pthread_mutex_unlock(&store->lock);
+	read_end(reader);
+	store_reader_close(reader);
+	store_close(source);
+	return status;
+}
+
 StoreStatus
 store_set_meta(Store *store, StoreBytes key, StoreBytes value)
 {

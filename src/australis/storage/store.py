@@ -55,6 +55,18 @@ class Store(Protocol):
         """Remove entries of a storage id; True: none left."""
         ...
 
+    def erase(self, lo: bytes, hi: bytes, max_entries: int) -> bool:
+        """Remove keys of a range that is not held any more; True: none left."""
+        ...
+
+    def absorb(self, path: str | Path) -> None:
+        """Take over all of another store of the same applied time."""
+        ...
+
+    def split(self, lo: bytes, hi: bytes, max: int, /) -> list[bytes]:
+        """Keys that cut a range into about equal parts."""
+        ...
+
     def get_many(self, keys: Sequence[bytes], tau: int) -> bytes:
         """Read keys."""
         ...
