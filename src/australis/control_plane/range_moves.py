@@ -113,7 +113,9 @@ class MapKeeper:
         ranges = [Range(lo, hi, number) for number, owned in comparison.owned.items() for lo, hi in owned]
         try:
             now = self.map
-            true = PartitionMap(now.version + 1, now.adjudicators, _joined(ranges), now.shards, now.placement)
+            true = PartitionMap(
+                now.version + 1, now.adjudicators, _joined(ranges), now.shards, now.placement, now.incoming
+            )
         except MapError as error:  # a range is on its way; or a journal was put back from an old copy
             return [Alarm(f"the adjudicators' ranges do not fit together yet: {error}")]
         self.sure = True
