@@ -1,9 +1,10 @@
 """When to move a range between shards, and which one: by size and by heat. Pure.
 
-A shard's load is the larger of its share of the bytes and of its share of the operations, 1 being its fair share. What
-must hold: nothing moves while loads are within `tolerance` of each other or below what is worth it; what is moved at
-most halves the difference, so that nothing moves back; the number of pieces stays bounded: when there are many, the
-smallest piece goes to its neighbour's shard (a merge) before anything is split.
+A shard's load is the mean of its share of the bytes and of its share of the operations, 1 being a fair share; what is
+below a minimum everywhere does not count. What must hold: nothing moves while loads are within `tolerance` of each
+other; what is moved is at most half of the difference of the two shards, so that every move makes the loads more even
+and nothing moves back; the number of pieces stays bounded: when there are too many, the one with the fewest keys goes
+to its neighbour's shard (a merge) before anything is split.
 """
 
 from __future__ import annotations
@@ -42,59 +43,84 @@ def plan(partition: PartitionMap, loads: Mapping[int, Load], settings: Settings)
         return None
     if merge := _merge(partition, loads, settings):
         return merge
-    by_bytes = _imbalance({shard: float(load.bytes_held) for shard, load in loads.items()})
-    by_rate = _imbalance({shard: load.rate for shard, load in loads.items()})
-    choices: list[tuple[float, int, int, Sequence[bytes], float]] = []
-    if loads[by_bytes.most].bytes_held >= settings.min_bytes:
-        choices.append((by_bytes.spread, by_bytes.most, by_bytes.least, loads[by_bytes.most].samples, by_bytes.part))
-    if loads[by_rate.most].rate >= settings.min_rate:
-        choices.append((by_rate.spread, by_rate.most, by_rate.least, loads[by_rate.most].heat, by_rate.part))
-    for spread, source, target, keys, part in sorted(choices, key=lambda choice: choice[0], reverse=True):
-        if spread > settings.tolerance and (found := _cut(partition, source, target, sorted(keys), part)):
-            return found
+    weights = _weights(loads, settings)
+    totals = {shard: sum(weight for _, weight in keys) for shard, keys in weights.items()}
+    most = max(totals, key=lambda shard: (totals[shard], -shard))
+    least = min(totals, key=lambda shard: (totals[shard], shard))
+    difference = totals[most] - totals[least]
+    if difference <= settings.tolerance:
+        return None
+    return _cut(partition, most, least, weights[most], difference / 2)
+
+
+_Weighted = list[tuple[bytes, float]]
+"""Keys, each once and in order, and what share of a shard's load is at or behind them."""
+
+
+def _weights(loads: Mapping[int, Load], settings: Settings) -> dict[int, _Weighted]:
+    sizes = {shard: float(load.bytes_held) for shard, load in loads.items()}
+    rates = {shard: load.rate for shard, load in loads.items()}
+    counted = [
+        (values, keys)
+        for values, least, keys in (
+            (sizes, settings.min_bytes, {shard: load.samples for shard, load in loads.items()}),
+            (rates, settings.min_rate, {shard: load.heat for shard, load in loads.items()}),
+        )
+        if max(values.values()) >= max(least, 1)
+    ]
+    weights: dict[int, _Weighted] = {}
+    for shard in loads:
+        found: dict[bytes, float] = {}
+        for values, keys in counted:
+            share = values[shard] * len(values) / sum(values.values()) / len(counted)
+            for key in keys[shard] or [b""]:
+                found[key] = found.get(key, 0.0) + share / max(len(keys[shard]), 1)
+        weights[shard] = sorted(found.items())
+    return weights
+
+
+def _cut(partition: PartitionMap, source: int, target: int, keys: _Weighted, wanted: float) -> Range | None:
+    """A range of the source's with about that much of its load, not more: a whole piece if possible."""
+    bounds = [key for key, _ in keys]
+    pieces: list[tuple[float, Range, _Weighted]] = []
+    for item in partition.placement:
+        if item.owner == source:
+            inside = keys[bisect_left(bounds, item.lo) : bisect_left(bounds, item.hi)]
+            pieces.append((sum(weight for _, weight in inside), item, inside))
+    whole = [(weight, item.lo, item.hi) for weight, item, _ in pieces if wanted / 2 < weight <= wanted]
+    if whole:
+        _, lo, hi = max(whole)
+        return Range(lo, hi, target)
+    best: tuple[float, Range] | None = None
+    for _, item, inside in pieces:
+        for found in (_front(item, inside, wanted), _back(item, inside, wanted)):
+            # of two that are about alike, the one that joins what the target has
+            if found is not None:
+                joins = _neighbour(partition, found[1].lo) == target
+                score = found[0] * (1.1 if joins else 1.0)
+                if best is None or score > best[0]:
+                    best = score, Range(found[1].lo, found[1].hi, target)
+    return best[1] if best is not None else None
+
+
+def _front(item: Range, keys: _Weighted, wanted: float) -> tuple[float, Range] | None:
+    """As many of a piece's first keys as are wanted."""
+    weight = 0.0
+    for key, more in keys:
+        if weight + more > wanted:
+            return (weight, Range(item.lo, key, item.owner)) if weight > 0 and item.lo < key else None
+        weight += more
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Imbalance:
-    most: int
-    least: int
-    spread: float
-    """Difference of the two, 1 being a fair share."""
-    part: float
-    """Of what `most` has, half of the difference."""
-
-
-def _imbalance(values: Mapping[int, float]) -> _Imbalance:
-    most = max(values, key=lambda shard: (values[shard], -shard))
-    least = min(values, key=lambda shard: (values[shard], shard))
-    fair = sum(values.values()) / len(values)
-    difference = values[most] - values[least]
-    return _Imbalance(most, least, difference / fair if fair else 0.0, difference / 2 / values[most] if fair else 0.0)
-
-
-def _cut(partition: PartitionMap, source: int, target: int, keys: Sequence[bytes], part: float) -> Range | None:
-    """A run of the source's keys that is about that part of them: whole pieces if possible, next to the target's."""
-    pieces = [item for item in partition.placement if item.owner == source]
-    counts = [bisect_left(keys, item.hi) - bisect_left(keys, item.lo) for item in pieces]
-    wanted = int(part * len(keys))
-    if wanted < 1:
-        return None
-    whole = [(count, item) for count, item in zip(counts, pieces, strict=True) if wanted / 2 < count <= wanted]
-    if whole:
-        item = max(whole, key=lambda found: found[0])[1]
-        return Range(item.lo, item.hi, target)
-    count, item = max(zip(counts, pieces, strict=True), key=lambda found: found[0])
-    if count <= 1:
-        return None  # one key, or one place, has it all: cutting does not help
-    first = bisect_left(keys, item.lo)
-    inside = keys[first : first + count]
-    wanted = min(wanted, count - 1)
-    if _neighbour(partition, item.lo) == target:
-        bound = inside[wanted]
-        return Range(item.lo, bound, target) if item.lo < bound else None
-    bound = inside[count - wanted]
-    return Range(bound, item.hi, target) if item.lo < bound < item.hi else None
+def _back(item: Range, keys: _Weighted, wanted: float) -> tuple[float, Range] | None:
+    """As many of its last ones."""
+    weight, lo = 0.0, item.hi
+    for key, more in reversed(keys):
+        if weight + more > wanted:
+            break
+        weight, lo = weight + more, key
+    return (weight, Range(lo, item.hi, item.owner)) if item.lo < lo < item.hi else None
 
 
 def _neighbour(partition: PartitionMap, lo: bytes) -> int | None:
