@@ -253,3 +253,31 @@ def test_packed_ranges() -> None:
         assert unpack_ranges(pack_ranges(ranges)) == ranges
     with pytest.raises(ValueError, match="cut short"):
         unpack_ranges(b"\x00\x05abc")
+
+
+def test_an_older_map_makes_nobody_leave_anything(tmp_path: Path) -> None:
+    """A replica that starts with the map of its file, which is that of the cluster's beginning."""
+
+    async def body() -> None:
+        plane = Moving(tmp_path, shards=2)
+        first = plane.map
+        await plane.start()
+        for row in range(5):
+            await plane.commit([key(0, row)])
+        await plane.move(key(0, 0), key(0, 9), 1)
+        await plane.left()
+        newest = plane.map
+        for number in (0, 1):
+            name = f"storage-{number}-0"
+            await plane.shards[name].stop()
+            plane.map = first
+            plane.shards[name] = await plane.start_shard(number, name)
+            plane.map = newest
+            plane.shards[name].learn_map(first.encode())
+        tau = await plane.commit([key(0, 3)])
+        await plane.check_all(tau)
+        assert all(shard.map.version == newest.version for shard in plane.shards.values())
+        assert plane.shards["storage-1-0"].ranges.covers(key(0, 0), key(0, 9))
+        await plane.stop()
+
+    run(body)

@@ -127,6 +127,13 @@ def test_a_range_of_a_map_moves_of_both_kinds_are_kept() -> None:
             a_map().arriving(bad)
 
 
+def test_a_map_that_was_lost_comes_back_from_whoever_follows_it() -> None:
+    keeper = MapKeeper(a_map())
+    newer = a_map().arriving([Range(b"", b"\x01", 1)]).arrived()
+    assert published(keeper.learned(newer)) == [newer] and not keeper.sure
+    assert keeper.map is newer and keeper.learned(newer) == [] == keeper.learned(a_map())
+
+
 def test_a_topology_that_has_grown() -> None:
     current, wider = a_map(2, 1), a_map(3, 2)
     grew = grown(current, wider)

@@ -54,7 +54,7 @@ STORE_SECONDS = 5.0
 
 log = structlog.get_logger()
 
-_Request = GetMap | MoveRange | MoveShard | ShardHeld | Status
+_Request = GetMap | MoveRange | MoveShard | ShardHeld | MapReply | Status
 _request_decoder: msgspec.msgpack.Decoder[_Request] = msgspec.msgpack.Decoder(_Request)
 _answer_decoder: msgspec.msgpack.Decoder[MoveReply | OwnedRangesReply | Error] = msgspec.msgpack.Decoder(
     MoveReply | OwnedRangesReply | Error
@@ -206,9 +206,16 @@ class Controller:
         log.info("control.move_shard", lo=message.lo.hex(), hi=message.hi.hex(), target=message.target)
         self.carry_out(self.mover.move(connection, message, time.monotonic_ns()))
 
-    def held(self, message: ShardHeld) -> None:
+    def held(self, connection: Connection, message: ShardHeld) -> None:
         """A replica says what it holds."""
-        self.carry_out(self.mover.held(message, time.monotonic_ns()))
+        if message.version > self.keeper.map.version:
+            connection.send(GetMap(self.keeper.map.version))
+        else:
+            self.carry_out(self.mover.held(message, time.monotonic_ns()))
+
+    def learn(self, message: MapReply) -> None:
+        """A replica has a newer map than we do."""
+        self.carry_out(self.keeper.learned(PartitionMap.decode(message.map)))
 
     def gone(self, connection: Connection) -> None:
         """Who asked is gone; a move goes on all the same."""
@@ -299,7 +306,9 @@ class _Client:
         elif isinstance(message, MoveShard):
             self._controller.move_shard(connection, message)
         elif isinstance(message, ShardHeld):
-            self._controller.held(message)
+            self._controller.held(connection, message)
+        elif isinstance(message, MapReply):
+            self._controller.learn(message)
         else:
             connection.send(StatusReply(self._controller.status()))
 

@@ -94,6 +94,14 @@ class MapKeeper:
 
     # ------------------------------------------------------------------------------------------------ compare
 
+    def learned(self, newer: PartitionMap) -> list[Effect]:
+        """Somebody follows a map that we don't have: ours was lost. It counts, and is compared with the journals."""
+        if newer.version <= self.map.version:
+            return []
+        self.map = newer
+        self.sure = False
+        return [Alarm(f"a map of version {newer.version} was published before: it counts"), Publish(newer)]
+
     def reconcile(self) -> list[Effect]:
         """Ask all adjudicators what they own, unless a move is under way."""
         if self._move is not None:

@@ -8,6 +8,7 @@ complete, with its history down to the store's horizon, whatever is killed when.
   import: so a page holds all that was applied here, and what comes later is applied on top of it (a record that the
   page already holds changes nothing);
 - keys of a range are applied only once their page is here; before, they are not this store's;
+- nothing is left because of a map that is older than one that was followed before ("map" in the store);
 - a range that is left is refused to readers first, then erased in bounded transactions ("leaving" survives a crash),
   and taken over again only when nothing of it is left.
 
@@ -39,7 +40,7 @@ from australis.transport import Address, Identity
 if TYPE_CHECKING:
     from australis.control_plane.topology import RoleConfig
 
-HELD, LEAVING = "ranges", "leaving"
+HELD, LEAVING, MAP = "ranges", "leaving", "map"
 PAGE_BYTES = 512 << 10
 PAGE_SECONDS = 5.0
 CONNECT_SECONDS = 2.0
@@ -68,12 +69,19 @@ class Holdings:
     """What is recorded in a store. Changed by its owner, in its writer's thread."""
 
     def __init__(self, store: Store) -> None:
-        """Raises ValueError if the records are damaged."""
-        held, leaving = store.meta(HELD), store.meta(LEAVING)
+        """Raises ValueError or MapError if the records are damaged."""
+        held, leaving, followed = store.meta(HELD), store.meta(LEAVING), store.meta(MAP)
+        self.map = PartitionMap.decode(followed) if followed is not None else None
+        """The newest one that was followed here."""
         self.known = held is not None
         self.leaving = KeyRanges(unpack_ranges(leaving or b""))
         self.held = KeyRanges(without(unpack_ranges(held or b""), self.leaving.list))
         self._store = store
+
+    def follow(self, partition: PartitionMap) -> None:
+        """What is left and taken over from now on is by this map."""
+        self._store.set_meta(MAP, partition.encode())
+        self.map = partition
 
     def keep(self, held: KeyRanges) -> None:
         """Record these."""
@@ -148,6 +156,7 @@ class RangeKeeper:
     async def run(self) -> None:
         """Until cancelled. Raises StoreError."""
         while True:
+            await self._follow()
             await self._leave()
             done = await self._take()
             if done:
@@ -160,9 +169,16 @@ class RangeKeeper:
                     pass
             self._changed.clear()
 
+    async def _follow(self) -> None:
+        replica, holdings = self._replica, self._replica.holdings
+        if holdings.map is None or replica.map.version > holdings.map.version:
+            async with replica.writing:
+                await replica.write(functools.partial(holdings.follow, replica.map))
+
     async def _leave(self) -> None:
         replica, holdings = self._replica, self._replica.holdings
-        extra = without(holdings.held.list, replica.map.wanted(replica.config.number))
+        assert holdings.map is not None, "a map is followed"
+        extra = without(holdings.held.list, holdings.map.wanted(replica.config.number))
         if extra:
             # readers are refused from now on, so nobody misses what is erased
             narrowed = KeyRanges(without(holdings.held.list, extra))
@@ -178,7 +194,8 @@ class RangeKeeper:
     async def _take(self) -> bool:
         """True: all that is wanted is held."""
         replica = self._replica
-        partition = replica.map
+        partition = replica.holdings.map
+        assert partition is not None, "a map is followed"
         gaps = without(partition.wanted(replica.config.number), replica.holdings.held.list)
         self.waiting_for = ""
         if not gaps:
@@ -211,7 +228,7 @@ class RangeKeeper:
                     async with Asker.open(Address.parse(place), replica.identity) as source:
                         while at < hi:
                             patience.reschedule(asyncio.get_running_loop().time() + 2 * PAGE_SECONDS)
-                            if replica.map is not partition:
+                            if replica.map.version > partition.version:
                                 return False
                             at = await self._page(source, at, hi)
             except TimeoutError:

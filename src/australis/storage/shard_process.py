@@ -115,7 +115,7 @@ _Fed = ShardStart | ShardRecord | Watermark | Error
 _feed_decoder: msgspec.msgpack.Decoder[_Fed] = msgspec.msgpack.Decoder(_Fed)
 _Asked = Get | Scan | Stats | Status | OldestSnapshot | Export
 _ask_decoder: msgspec.msgpack.Decoder[_Asked] = msgspec.msgpack.Decoder(_Asked)
-_map_decoder: msgspec.msgpack.Decoder[MapReply] = msgspec.msgpack.Decoder(MapReply)
+_control_decoder: msgspec.msgpack.Decoder[MapReply | GetMap] = msgspec.msgpack.Decoder(MapReply | GetMap)
 
 
 class ShardService:
@@ -134,6 +134,8 @@ class ShardService:
         self.rebuilds = 0
         self.store: Store = self._open()
         self.holdings = Holdings(self.store)
+        if self.holdings.map is not None and self.holdings.map.version > self.map.version:
+            self.map = self.holdings.map
         self.garbage = Garbage(self.store)
         if from_now:
             self.holdings.keep(KeyRanges([]))
@@ -747,8 +749,12 @@ class _Control:
         connection.send(GetMap(service.map.version if service._first_map.is_set() else 0))
 
     def received(self, connection: Connection, body: bytes) -> None:
-        """A newer map; ask for the next one."""
-        connection.send(GetMap(self._service.learn_map(_map_decoder.decode(body).map)))
+        """A newer map; ask for the next one. Or a question: ours is newer."""
+        message = _control_decoder.decode(body)
+        if isinstance(message, MapReply):
+            connection.send(GetMap(self._service.learn_map(message.map)))
+        else:
+            connection.send(MapReply(self._service.map.encode()))
 
     def lost(self, connection: Connection) -> None:
         """The map that we have goes on to serve."""
