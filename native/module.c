@@ -607,6 +607,82 @@ failed:
 }
 
 static PyObject *
+py_export(StoreObject *self, PyObject *args)
+{
+	Py_buffer	lo,
+				hi;
+	Py_ssize_t	max;
+	StoreBuffer page = {0};
+	StoreBuffer next = {0};
+	int64_t		applied = 0;
+	int64_t		horizon = 0;
+	StoreStatus status = STORE_OK;
+	PyObject   *result = NULL;
+
+	if (!check_open(self) || !PyArg_ParseTuple(args, "y*y*n", &lo, &hi, &max))
+		return NULL;
+	ENTER(self)
+	Reader		reader;
+
+	status = take_reader(self, &reader);
+	if (status == STORE_OK)
+	{
+		status = store_export(reader.reader, (StoreBytes) {lo.buf, lo.len}, (StoreBytes) {hi.buf, hi.len},
+							  max > 0 ? max : 0, &reader.buffer, &next, &applied, &horizon);
+		page = keep_buffer(&reader);
+		give_reader(self, &reader);
+	}
+	LEAVE(self)
+	if (status != STORE_OK)
+		raise_status(status);
+	else
+		result = Py_BuildValue("y#y#LL", page.data ? (char *) page.data : "", (Py_ssize_t) page.len,
+							   next.data ? (char *) next.data : "", (Py_ssize_t) next.len, (long long) applied,
+							   (long long) horizon);
+failed:
+	store_buffer_free(&page);
+	store_buffer_free(&next);
+	PyBuffer_Release(&lo);
+	PyBuffer_Release(&hi);
+	return result;
+}
+
+static PyObject *
+py_import(StoreObject *self, PyObject *args)
+{
+	Py_buffer	data,
+				lo,
+				hi,
+				ranges,
+				garbage;
+	long long	applied,
+				horizon;
+	StoreStatus status = STORE_OK;
+	PyObject   *result = NULL;
+
+	if (!check_open(self) ||
+		!PyArg_ParseTuple(args, "y*y*y*LLy*y*", &data, &lo, &hi, &applied, &horizon, &ranges, &garbage))
+		return NULL;
+	ENTER(self)
+	StoreMeta	metas[2] = {
+		{{"ranges", strlen("ranges")}, {ranges.buf, ranges.len}},
+		{{"garbage", strlen("garbage")}, {garbage.buf, garbage.len}},
+	};
+
+	status = store_import(self->store, (StoreBytes) {data.buf, data.len}, (StoreBytes) {lo.buf, lo.len},
+						  (StoreBytes) {hi.buf, hi.len}, applied, horizon, metas, 2);
+	LEAVE(self)
+	result = status == STORE_OK ? Py_NewRef(Py_None) : raise_status(status);
+failed:
+	PyBuffer_Release(&data);
+	PyBuffer_Release(&lo);
+	PyBuffer_Release(&hi);
+	PyBuffer_Release(&ranges);
+	PyBuffer_Release(&garbage);
+	return result;
+}
+
+static PyObject *
 py_split(StoreObject *self, PyObject *args)
 {
 	Py_buffer	lo,
@@ -1051,6 +1127,8 @@ static PyMethodDef store_methods[] = {
 	{"drop", (PyCFunction) py_drop, METH_VARARGS, NULL},
 	{"erase", (PyCFunction) py_erase, METH_VARARGS, NULL},
 	{"absorb", (PyCFunction) py_absorb, METH_O, NULL},
+	{"export", (PyCFunction) py_export, METH_VARARGS, NULL},
+	{"import_page", (PyCFunction) py_import, METH_VARARGS, NULL},
 	{"split", (PyCFunction) py_split, METH_VARARGS, NULL},
 	{"get_many", (PyCFunction) py_get_many, METH_VARARGS, NULL},
 	{"scan", (PyCFunction) py_scan, METH_VARARGS, NULL},

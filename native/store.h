@@ -294,6 +294,22 @@ extern StoreStatus store_erase(Store *store, StoreBytes lo, StoreBytes hi, size_
  */
 extern StoreStatus store_absorb(Store *store, const char *path);
 
+/*
+ * All versions of the keys in [lo, hi) (empty: no end) that a read at or above
+ * the horizon may need, as of one moment: up to about max_bytes of them, at
+ * least one key; *next: where to go on, left empty when nothing is left.
+ */
+extern StoreStatus store_export(StoreReader *reader, StoreBytes lo, StoreBytes hi, size_t max_bytes,
+								StoreBuffer *page, StoreBuffer *next, int64_t *applied, int64_t *horizon);
+
+/*
+ * Take over such a page, atomically with meta records.  The store must hold no
+ * key of [lo, hi), and `applied`, the page's, must not be below this store's:
+ * then applying what follows here leads to what the other store has.
+ */
+extern StoreStatus store_import(Store *store, StoreBytes data, StoreBytes lo, StoreBytes hi, int64_t applied,
+								int64_t horizon, const StoreMeta *metas, size_t n);
+
 extern StoreStatus store_set_meta(Store *store, StoreBytes key, StoreBytes value);
 
 /* fsync; clean: also mark the store as complete on disk, until the next write */

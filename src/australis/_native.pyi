@@ -109,6 +109,28 @@ class Store:
         Empty: from the first key, to the last one. Keys are cut to 255 bytes.
         """
 
+    def export(self, lo: Buffer, hi: Buffer, max_bytes: int) -> tuple[bytes, bytes, int, int]:
+        """Return (page, next, applied, horizon) as of one moment: all versions of the first keys of [lo, hi).
+
+        Empty ``next``: nothing is left; else the key to go on with. Empty bounds: the first key, no end.
+        """
+
+    def import_page(
+        self,
+        page: Buffer,
+        lo: Buffer,
+        hi: Buffer,
+        applied: int,
+        horizon: int,
+        ranges: Buffer,
+        garbage: Buffer,
+    ) -> None:
+        """Take over a page of ``export`` with keys in [lo, hi), and set the meta records "ranges" and "garbage".
+
+        StoreError, and nothing is changed, if this store holds one of these keys, has applied more than ``applied``, or
+        the page is damaged.
+        """
+
     def get_many(self, keys: Sequence[bytes], tau: int) -> bytes:
         """A batch with one entry per key, in that order."""
 

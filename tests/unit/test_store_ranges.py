@@ -115,3 +115,94 @@ def test_sampled_split_keys(tmp_path: Path) -> None:
     assert sum(counts) == 2000
     assert max(counts) < 2000 / 2
     store.close()
+
+
+def taken(source: Store, target: Store, lo: bytes, hi: bytes, page_bytes: int, applied: int | None = None) -> int:
+    """Take [lo, hi) over page by page; returns how many pages that were."""
+    pages, at = 0, lo
+    while True:
+        page, following, newest, horizon = source.export(at, hi, page_bytes)
+        end = following or hi
+        target.import_page(page, at, end, newest if applied is None else applied, horizon, b"", b"garbage")
+        pages += 1
+        if not following:
+            return pages
+        assert at < following < hi
+        at = following
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_range_taken_over_answers_alike_at_every_time(tmp_path: Path, seed: int) -> None:
+    whole, horizon = history(tmp_path / "whole", seed)
+    target = Store(tmp_path / "target", CLUSTER)
+    lo, hi = table_key(7), INDEX.to_bytes(8, "big") + b"\x80"
+    assert taken(whole, target, lo, hi, 1 << random.Random(seed).randrange(2, 16)) >= 1
+    assert target.horizon == whole.horizon
+    same(whole, target, lo, hi, max(horizon, whole.horizon), 600)
+    assert scan_all(target, b"", lo, END) == [] == scan_all(target, hi, b"\xff" * 9, END)
+    counted = len(scan_all(whole, table_key(7), INDEX.to_bytes(8, "big"), END))
+    assert target.stats([TABLE])[0][0] == counted
+    # garbage goes there too, tombstones included
+    while target.collect(END, 100):
+        pass
+    assert target.size()["hist_entries"] == 0
+    assert target.size()["main_entries"] == len(scan_all(whole, lo, hi, END))
+    whole.close()
+    target.close()
+
+
+def test_records_that_a_page_holds_change_nothing(tmp_path: Path) -> None:
+    source, target = Store(tmp_path / "source", CLUSTER), Store(tmp_path / "target", CLUSTER)
+    batches = [
+        (tau, commit(tau, [(table_key(n % 5), None if n % 7 == 3 else b"%d" % tau)]))
+        for n, tau in enumerate(range(10, 400, 10))
+    ]
+    source.apply(batches[:30], b"")
+    target.set_ranges(b"\x00\x01\xfe\x00\x01\xff")  # nothing of it
+    target.apply(batches[:20], b"")
+    assert taken(source, target, b"", b"\xff" * 8, 64) > 1
+    target.set_ranges(b"")
+    for store, rest in ((target, batches[20:]), (source, batches[30:])):
+        for batch in rest:
+            store.apply([batch], b"")
+    same(source, target, b"", b"\xff" * 8, 0, 400)
+    source.close()
+    target.close()
+
+
+def test_pages_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    source, _ = history(tmp_path / "source", 1)
+    target = Store(tmp_path / "target", CLUSTER)
+    hi = b"\xff" * 8
+    page, following, newest, horizon = source.export(b"", hi, 1 << 20)
+    assert following == b""
+    target.apply([(newest + 1, commit(newest + 1, [(table_key(1000), b"x")]))], b"")
+    with pytest.raises(StoreError, match="has applied"):
+        target.import_page(page, b"", hi, newest, horizon, b"", b"")
+    rng = random.Random(3)
+    for _ in range(300):
+        damaged = bytearray(page)
+        if rng.random() < 0.5:
+            del damaged[rng.randrange(len(damaged)) :]
+        for _ in range(rng.randrange(1, 4)):
+            if damaged:
+                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        # whatever happens, it is all or nothing
+        before = target.size()["main_entries"]
+        try:
+            target.import_page(bytes(damaged), b"", hi, newest + 1, horizon, b"", b"")
+        except StoreError:
+            assert target.size()["main_entries"] == before
+        else:
+            erase(target, b"", table_key(999))
+            erase(target, INDEX.to_bytes(8, "big"), hi)
+            while target.collect(END, 1000) == 1000:
+                pass
+    for bounds in ((table_key(3), hi), (b"", table_key(3))):
+        with pytest.raises(StoreError, match="outside of its range"):
+            target.import_page(page, *bounds, newest + 1, horizon, b"", b"")
+    target.import_page(page, b"", hi, newest + 1, horizon, b"", b"")
+    with pytest.raises(StoreError, match="holds keys"):
+        target.import_page(page, b"", hi, newest + 1, horizon, b"", b"")
+    source.close()
+    target.close()

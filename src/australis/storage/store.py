@@ -67,6 +67,16 @@ class Store(Protocol):
         """Keys that cut a range into about equal parts."""
         ...
 
+    def export(self, lo: bytes, hi: bytes, max_bytes: int, /) -> tuple[bytes, bytes, int, int]:
+        """All versions of the first keys of a range: a page, where to go on (b'': the end), applied, horizon."""
+        ...
+
+    def import_page(
+        self, page: bytes, lo: bytes, hi: bytes, applied: int, horizon: int, ranges: bytes, garbage: bytes, /
+    ) -> None:
+        """Take over a page of keys in [lo, hi), none of which is here, with the records "ranges" and "garbage"."""
+        ...
+
     def get_many(self, keys: Sequence[bytes], tau: int) -> bytes:
         """Read keys."""
         ...
