@@ -76,6 +76,10 @@ class Place(Protocol):
         """File of the image that gateways share; "" if each has its own."""
         ...
 
+    def objects(self) -> str:
+        """URL of the object store if the topology names none; "" if there is no place that all reach."""
+        ...
+
     def password_file(self, instance: Instance) -> str:
         """Where the password of user admin is."""
         ...
@@ -172,6 +176,11 @@ def plan(topology: TopologyFile, cluster: str, place: Place, secret: str) -> lis
                 "clock": clock,
                 "retention": topology.retention or limits.retention,
                 "rebalance": topology.rebalance,
+            }
+        if one.role == "storage":
+            fields |= {
+                "objects": topology.objects or place.objects(),
+                "snapshot_seconds": topology.snapshot_seconds,
             }
         if one.role == "gateway":
             fields |= {
@@ -270,6 +279,9 @@ class OneMachine:
 
     def image(self) -> str:
         return str(self._image)
+
+    def objects(self) -> str:
+        return (self._roles / "objects").as_uri()
 
     def password_file(self, instance: Instance) -> str:
         return str(self._password)

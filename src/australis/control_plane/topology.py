@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import msgspec
 
 from australis.config import OWN_SETTINGS, ConfigError, Megabytes, Pool, Port, pool_mistake
+from australis.errors import AustralisError
 from australis.keyspace import KEYSPACE_END, RELATION_BYTES
 from australis.limits import Profile
 from australis.partition_map import MapError, PartitionMap, Range, Shard
@@ -108,6 +109,8 @@ class RoleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     traces: TraceConfig | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     retention: Annotated[float, msgspec.Meta(ge=1)] = 300.0  # storage: how long versions are kept for open snapshots
+    objects: str = ""  # storage: URL of the object store that snapshots go to; "": there are none
+    snapshot_seconds: Annotated[float, msgspec.Meta(gt=0)] = 600.0  # storage: from one snapshot to the next
     rebalance: bool = True  # control: even out the loads of shards
 
     # gateway
@@ -204,6 +207,8 @@ def _role_mistakes(config: RoleConfig) -> Iterator[tuple[str, str]]:
         for replica in (name for names in owners.replicas.values() for name in names):
             if replica not in config.peers.storage:
                 yield "peers.storage", f"no address of {replica}, which the map names"
+    if config.objects and (mistake := _objects_mistake(config.objects)):
+        yield "objects", mistake
     if role == "gateway":
         for key in ("run", "password_file"):
             if not getattr(config, key):
@@ -221,6 +226,17 @@ def _role_mistakes(config: RoleConfig) -> Iterator[tuple[str, str]]:
         yield "journal.servers", "engine nats needs servers"
     if journal.engine == "nats" and not re.fullmatch(r"[A-Za-z0-9_-]{1,48}", journal.prefix):
         yield "journal.prefix", f"expected letters, digits, - and _, got {journal.prefix!a}"
+
+
+def _objects_mistake(url: str) -> str:
+    """What is wrong with the URL of an object store; "" for nothing. Nothing is contacted."""
+    from australis.objects.url import check_url
+
+    try:
+        check_url(url)
+    except AustralisError as error:
+        return str(error)
+    return ""
 
 
 def _address_mistakes(config: RoleConfig) -> Iterator[tuple[str, str]]:
@@ -323,6 +339,8 @@ class TopologyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     )
     connections: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None  # of each query processor
     retention: Annotated[float, msgspec.Meta(ge=1)] | None = None
+    objects: str = ""  # URL where snapshots of shards go; "": below the data directory, or nowhere if there are hosts
+    snapshot_seconds: Annotated[float, msgspec.Meta(gt=0)] = 600.0  # from one snapshot of a shard to the next
     rebalance: bool = True  # move ranges between shards by their sizes and loads
     write_buffer_mb: Megabytes | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -383,6 +401,8 @@ def _topology_mistakes(topology: TopologyFile) -> Iterator[tuple[str, str]]:
             yield "listen", f"expected hosts, got {host!a}"
     if topology.port is not None and topology.port + topology.routers - 1 > 65535:
         yield "port", f"{topology.routers} routers need ports up to {topology.port + topology.routers - 1}"
+    if topology.objects and (mistake := _objects_mistake(topology.objects)):
+        yield "objects", mistake
     for key, value in (("retention", topology.retention), ("clock.max_error", topology.clock.max_error)):
         if value is not None and not math.isfinite(value):
             yield key, f"expected a number of seconds, got {value}"

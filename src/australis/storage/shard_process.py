@@ -11,9 +11,9 @@ What must hold:
 - memory is bounded: a feed that comes faster than it is applied, and a reader who does not read, stop being read from.
 
 If its crossbar goes away, the next one is asked; reads of what is applied go on. If the disk is full, applying waits
-for space. If the store is missing, damaged or from another boot, it is made again from the journals, and if those do
-not reach back, from another replica of the shard; without one the process says so and ends. Nothing of it is durable
-by itself: that is the journals' duty.
+for space. If the store is missing, damaged or from another boot, it is made again from the newest snapshot and the
+journals (shard_keeper.py), and if those do not reach back, from another replica of the shard; without one the process
+says so and ends. Nothing of it is durable by itself: that is the journals' duty.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ from australis.protocol.messages import (
     Watermark,
 )
 from australis.storage import horizon as horizons
+from australis.storage import shard_keeper
 from australis.storage.garbage import Garbage
 from australis.storage.holdings import Holdings, RangeKeeper
 from australis.storage.store import (
@@ -121,8 +122,9 @@ _control_decoder: msgspec.msgpack.Decoder[MapReply | GetMap] = msgspec.msgpack.D
 class ShardService:
     """See the module."""
 
-    def __init__(self, config: RoleConfig, *, from_now: bool = False) -> None:
-        """Opens or makes the store; `from_now`: a new one that others fill. Raises AustralisError."""
+    def __init__(self, config: RoleConfig, *, from_now: bool = False, restored: bool = False) -> None:
+        """Opens or makes the store; `from_now`: a new one that others fill; `restored`: a snapshot has just been put in
+        its place. Raises AustralisError."""
         self.config = config
         self.cluster = config.cluster_id
         self.clock: Clock = open_clock(config.clock.source, config.clock.max_error)
@@ -132,7 +134,7 @@ class ShardService:
         self.failed: asyncio.Future[Exception] = self._loop.create_future()
         self.directory = Path(config.data) / "storage"
         self.rebuilds = 0
-        self.store: Store = self._open()
+        self.store: Store = self._open(restored)
         self.holdings = Holdings(self.store)
         if self.holdings.map is not None and self.holdings.map.version > self.map.version:
             self.map = self.holdings.map
@@ -141,8 +143,12 @@ class ShardService:
             self.holdings.keep(KeyRanges([]))
         elif self.holdings.known:
             self.holdings.apply_to(self.holdings.held)
+        self.refused = False  # the journals do not reach back to where the store is
         self.start_over = False  # end, and begin with an empty store that other replicas fill
         self.keeper = RangeKeeper(self)
+        self.snapshots = shard_keeper.SnapshotWriter(self)
+        self.bytes_applied = self.last_applied = 0
+        self._new = not from_now and self.store.applied == 0 and not self.holdings.known
         self.writing = asyncio.Lock()
         self.applied = 0  # a watermark: everything at or below it is in the store, and can be read
         self.positions = self.store.meta("position") or b""
@@ -172,10 +178,10 @@ class ShardService:
 
     # ------------------------------------------------------------------------------------------------ life cycle
 
-    def _open(self) -> Store:
+    def _open(self, restored: bool = False) -> Store:
         """Open the store, or make it again (S2)."""
         try:
-            store = open_store(self.directory, self.cluster)
+            store = open_store(self.directory, self.cluster, restored=restored)
         except DamagedError as error:
             log.warning("storage.rebuilding", reason=str(error))
             (self.directory / DATA_FILE).unlink(missing_ok=True)
@@ -199,6 +205,7 @@ class ShardService:
         self._link.start()
         self._tasks = [
             asyncio.create_task(self._run(self.keeper.run())),
+            asyncio.create_task(self._run(self.snapshots.run())),
             asyncio.create_task(self._run(self._apply_all())),
             asyncio.create_task(self._run(self._collect())),
             asyncio.create_task(self._run(self._report())),
@@ -215,7 +222,24 @@ class ShardService:
                     await self._first_map.wait()
             except TimeoutError:
                 log.warning("storage.no_newest_map", version=self.map.version)
+        if self._new and self.config.objects and await self._begin_with_snapshot():
+            return
         self.holdings.keep(KeyRanges(self.map.placed(self.config.number)))
+
+    async def _begin_with_snapshot(self) -> bool:
+        """A new store takes the newest snapshot of all that the map places here; False: there is none."""
+        if not await shard_keeper.fetch(self.config, self.map.placed(self.config.number), 0, self._stopping):
+            return False
+        self.store.close()
+        shard_keeper.take(self.config, self.directory)
+        self.store = self._open(restored=True)
+        self.holdings, self.garbage = Holdings(self.store), Garbage(self.store)
+        self.positions = self.store.meta("position") or b""
+        if self.holdings.map is not None and self.holdings.map.version > self.map.version:
+            self.map = self.holdings.map
+        if self.holdings.known:
+            self.holdings.apply_to(self.holdings.held)
+        return self.holdings.known
 
     @property
     def ranges(self) -> KeyRanges:
@@ -254,8 +278,10 @@ class ShardService:
             await self._control.close()
         if self._server is not None:
             await self._server.close()
+        await self.snapshots.close()
         self.executor.shutdown(wait=True)
         self._writer.shutdown(wait=True)
+        self.last_applied = self.reached
         try:
             if not self.failed.done():
                 self.store.sync(True)
@@ -317,6 +343,7 @@ class ShardService:
                             FeedRecord(0, 0, b"", message.kind, message.flags, message.tau, message.txid, message.body)
                         )
                         self._queued_bytes -= len(message.body)
+                        self.bytes_applied += len(message.body)
                 if records or positions:
                     async with self.writing:
                         if self._feed.number != feed:
@@ -578,6 +605,7 @@ class ShardService:
             "records": self.records,
             "batches": self.batches,
             "rebuilds": self.rebuilds,
+            **self.snapshots.status(),
             "queued_bytes": self._queued_bytes,
             "waiting_reads": len(self._waiting),
             "garbage_relations": len(self.garbage),
@@ -618,6 +646,7 @@ class _Feed:
             if message.status == FeedStatus.OK:
                 service.started(message.tau)
             else:
+                service.refused = True
                 service.start_over = len(service.map.replicas.get(service.config.number, ())) > 1
                 service.fail(
                     StorageError(
@@ -765,22 +794,44 @@ class _Control:
 
 async def serve(config: RoleConfig, stop: asyncio.Event) -> None:
     """Run a replica until `stop` is set; raises what it failed of."""
-    from_now = False
-    while not await _serve(config, stop, from_now):
-        from_now = True
-        store = Path(config.data) / "storage"
-        log.warning("storage.starting_over", directory=str(store))
-        (store / DATA_FILE).unlink(missing_ok=True)
+    ending = threading.Event()  # for threads
+    watch = asyncio.create_task(_hand_on(stop, ending))
+    from_now = restored = fetched = False
+    try:
+        while (service := await _serve(config, stop, from_now, restored)) is not None:
+            if config.objects and not fetched:  # once: what comes of it is not older than what it was
+                fetched = True
+                placed = service.map.placed(config.number)
+                restored = await shard_keeper.fetch(config, placed, service.last_applied, ending)
+                if restored:
+                    shard_keeper.take(config, service.directory)
+                    continue
+            if not service.start_over or stop.is_set():
+                raise service.failed.result()
+            from_now, restored = True, False
+            log.warning("storage.starting_over", directory=str(service.directory))
+            (service.directory / DATA_FILE).unlink(missing_ok=True)
+    finally:
+        watch.cancel()
 
 
-async def _serve(config: RoleConfig, stop: asyncio.Event, from_now: bool) -> bool:
-    """True: it was stopped; False: it has to start over, with an empty store."""
+async def _hand_on(stop: asyncio.Event, ending: threading.Event) -> None:
+    await stop.wait()
+    ending.set()
+
+
+async def _serve(config: RoleConfig, stop: asyncio.Event, from_now: bool, restored: bool) -> ShardService | None:
+    """None: it was stopped. Else the journals do not reach back to where its store (now closed) is."""
     from australis.process import announce
 
-    service = ShardService(config, from_now=from_now)
+    service = ShardService(config, from_now=from_now, restored=restored)
     over = asyncio.Event()
     service.failed.add_done_callback(lambda _: over.set())
-    await service.start()
+    watch = asyncio.create_task(_hand_on(stop, service._stopping))
+    try:
+        await service.start()
+    finally:
+        watch.cancel()
     announce(service="storage", name=config.name, shard=config.number)
     ended = asyncio.create_task(_either(stop, over))
     try:
@@ -792,11 +843,11 @@ async def _serve(config: RoleConfig, stop: asyncio.Event, from_now: bool) -> boo
         ended.cancel()
         await service.stop()
     if service.failed.done():
-        if service.start_over and not stop.is_set():
-            return False
+        if service.refused and not stop.is_set():
+            return service
         error = service.failed.result()
         raise error if isinstance(error, AustralisError | OSError) else StorageError(f"storage failed: {error!r}")
-    return True
+    return None
 
 
 async def _either(one: asyncio.Event, other: asyncio.Event) -> None:

@@ -123,6 +123,11 @@ class ShardSnapshot:
     previous: str
     _manifest: _Manifest = field(repr=False)
 
+    @property
+    def created(self) -> float:
+        """When its writer's clock said (seconds since 1970)."""
+        return self._manifest.created
+
     def covers(self, ranges: Sequence[KeyRange]) -> bool:
         """Holds it all keys of these ranges?"""
         return not missing(self.ranges, ranges)
@@ -377,10 +382,11 @@ class ShardSnapshots:
 
     # ----------------------------------------------------------------------------------------------------- restoring
 
-    def restore(self, directory: Path, ranges: Sequence[KeyRange] | None = None) -> Restored:
+    def restore(self, directory: Path, ranges: Sequence[KeyRange] | None = None, *, cutting: bool = True) -> Restored:
         """Replace the store's files in `directory` by the newest intact snapshot that holds `ranges` (None: any).
 
-        What the snapshot holds beside `ranges` is removed from the copy before it takes its place. Open it with
+        What the snapshot holds beside `ranges` is removed from the copy before it takes its place (`cutting`; the
+        store's own records are not changed by that, so a replica, which has one of its ranges, does not). Open it with
         `restored=True`. Without any snapshot the directory is empty afterwards. ObjectError if the store of objects
         is away: an older snapshot would be no answer to that.
         """
@@ -390,7 +396,7 @@ class ShardSnapshots:
         shutil.rmtree(working, ignore_errors=True)
         damaged: list[Damage] = []
         try:
-            chosen = self._fetch_newest(working, ranges, damaged)
+            chosen = self._fetch_newest(working, ranges, damaged, cutting)
             for path in directory.iterdir():
                 path.unlink()
             if chosen is not None:
@@ -401,7 +407,7 @@ class ShardSnapshots:
         return Restored(chosen, damaged, time.monotonic() - began)
 
     def _fetch_newest(
-        self, working: Path, ranges: Sequence[KeyRange] | None, damaged: list[Damage]
+        self, working: Path, ranges: Sequence[KeyRange] | None, damaged: list[Damage], cutting: bool
     ) -> ShardSnapshot | None:
         """The newest intact snapshot, in `working`; others that should have been are added to `damaged`."""
         reported: set[str] = set()
@@ -430,7 +436,7 @@ class ShardSnapshots:
                         break
                     report(Damage(snapshot.name, str(error)))
                     continue
-                if ranges is not None and missing(ranges, snapshot.ranges):
+                if cutting and ranges is not None and missing(ranges, snapshot.ranges):
                     cut(working, self._cluster, ranges, self._stop)
                 return snapshot
             if not deleted:
