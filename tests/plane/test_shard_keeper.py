@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ class Kept(Plane):
         return self.shards[name]
 
 
-def events(logs: list[dict[str, object]]) -> list[object]:
+def events(logs: Sequence[Mapping[str, object]]) -> list[object]:
     return [entry["event"] for entry in logs]
 
 

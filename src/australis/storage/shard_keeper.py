@@ -135,7 +135,10 @@ class SnapshotWriter:
         names = sorted(replica.map.replicas.get(config.number, (config.name,)))
         rank = names.index(config.name) if config.name in names else len(names)
         age = time.time() - newest.created if newest is not None else time.monotonic() - self._since
-        if not is_due(age, replica.bytes_applied - self._seen_bytes, rank, config.snapshot_seconds):
+        taken = replica.bytes_applied - self._seen_bytes
+        if newest is not None and not newest.covers(held):
+            taken = max(taken, SNAPSHOT_BYTES * (1 + rank))  # ranges were taken over: early
+        if not is_due(age, taken, rank, config.snapshot_seconds):
             return
         began = time.monotonic()
         written = snapshots.write(
