@@ -48,12 +48,13 @@ def cluster() -> Iterator[Cluster]:
 
 def _storage(cluster: Cluster) -> dict[str, dict[str, Any]]:
     status = cluster.status()
-    return {name: one for name, one in status["services"].items() if one.get("role") == "storage" and "pid" in one}
+    return {name: one for name, one in status["roles"].items() if one.get("role") == "storage" and "pid" in one}
 
 
 def _restored(data: Path) -> int:
     """How many restores the log tells of."""
-    return sum(file.read_text(errors="replace").count("storage.snapshot_restored") for file in data.rglob("*log*"))
+    files = [file for file in (data / "data" / "logs").rglob("*") if file.is_file()]
+    return sum(file.read_text(errors="replace").count("storage.snapshot_restored") for file in files)
 
 
 def test_stores_that_are_lost_come_back_from_snapshots(cluster: Cluster) -> None:
@@ -83,12 +84,12 @@ def test_stores_that_are_lost_come_back_from_snapshots(cluster: Cluster) -> None
     worker.start()
     try:
         for name in ("storage-0-0", "storage-1-0"):
-            before = len(sums)
+            before, until = len(sums), time.monotonic() + 60
             while True:
                 found = _storage(cluster).get(name)
                 if found is not None and found.get("snapshots_written", 0) > 0 and len(sums) > before + 3:
                     break
-                assert worker.is_alive() and not wrong
+                assert worker.is_alive() and not wrong and time.monotonic() < until, found
                 time.sleep(0.2)
             (folder,) = roles.glob(f"objects/*/shard-{name[8]}/manifests")
             assert list(folder.iterdir())
