@@ -171,6 +171,7 @@ def plan(topology: TopologyFile, cluster: str, place: Place, secret: str) -> lis
                 "journal": journal,
                 "clock": clock,
                 "retention": topology.retention or limits.retention,
+                "rebalance": topology.rebalance,
             }
         if one.role == "gateway":
             fields |= {

@@ -108,6 +108,7 @@ class RoleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     traces: TraceConfig | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     retention: Annotated[float, msgspec.Meta(ge=1)] = 300.0  # storage: how long versions are kept for open snapshots
+    rebalance: bool = True  # control: even out the loads of shards
 
     # gateway
     processors: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1  # PostgreSQL servers on this host
@@ -322,6 +323,7 @@ class TopologyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     )
     connections: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None  # of each query processor
     retention: Annotated[float, msgspec.Meta(ge=1)] | None = None
+    rebalance: bool = True  # move ranges between shards by their sizes and loads
     write_buffer_mb: Megabytes | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     clock: ClockSection = ClockSection()
