@@ -24,7 +24,6 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from australis.control_plane.topology import RoleConfig, identity_of
 from australis.crossbar.follower import Follower
 from australis.crossbar.hub import (
     ASK_AGAIN_NS,
@@ -63,6 +62,7 @@ from australis.protocol.messages import (
     WantWatermark,
     Watermark,
 )
+from australis.role_config import RoleConfig, identity_of
 from australis.transport import Address, Connection, Identity, Link, Server, listen
 
 POSITIONS_SECONDS = 1.0

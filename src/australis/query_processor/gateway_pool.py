@@ -25,8 +25,8 @@ from australis.query_processor.places import PlaceServer
 
 if TYPE_CHECKING:
     from australis.config import Pool
-    from australis.control_plane.topology import RoleConfig
     from australis.page import SharedPage
+    from australis.role_config import RoleConfig
 
 log = structlog.get_logger()
 

@@ -35,7 +35,6 @@ import structlog
 from prometheus_client import Histogram
 
 from australis.clock import Clock, open_clock
-from australis.control_plane.topology import RoleConfig, identity_of
 from australis.errors import AustralisError, StorageError
 from australis.keyspace import KeyRanges, without
 from australis.observe import observed
@@ -66,6 +65,7 @@ from australis.protocol.messages import (
     WantWatermark,
     Watermark,
 )
+from australis.role_config import RoleConfig, identity_of
 from australis.storage import horizon as horizons
 from australis.storage.garbage import Garbage
 from australis.storage.holdings import Holdings, RangeKeeper
