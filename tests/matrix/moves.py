@@ -19,7 +19,7 @@ def relations(matrix: Matrix) -> list[int]:
             b"SELECT (SELECT oid FROM pg_database WHERE datname = current_database())::int8, relfilenode::int8 "
             b"FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'i')"
         ).fetchall()
-    return sorted(relation_id(int(database), int(number)) for database, number in rows)
+    return sorted(relation_id(int(str(database)), int(str(number))) for database, number in rows)
 
 
 def moves(matrix: Matrix, rounds: int, shards: int, seed: int = 5) -> list[Row]:
