@@ -228,7 +228,7 @@ def test_a_replica_is_filled_by_the_other_one(tmp_path: Path) -> None:
         name = "storage-0-1"
         await plane.shards[name].stop()
         shutil.rmtree(tmp_path / name / "storage")
-        service = ShardService(plane.role("storage", name, 0), from_now=True)
+        service = ShardService(plane.role("storage", name, 0), attempt=2)
         await service.start()
         plane.shards[name] = service
         for _ in range(30):
