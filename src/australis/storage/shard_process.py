@@ -432,7 +432,8 @@ class ShardService:
             part, records = (records, []) if cut is None else (records[:cut], records[cut:])
             noted = garbage.note(part)
             batch = [(record.tau, record.body) for record in part]
-            self._persist(functools.partial(self.store.apply, batch, (positions or None) if not records else None, noted))
+            at = positions if positions and not records else None  # b"" would take the store's away
+            self._persist(functools.partial(self.store.apply, batch, at, noted))
             if not records:
                 return
 
