@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from australis.control_plane.topology import RoleConfig
 from australis.keyspace import KEYSPACE_END, KeyRanges
 from australis.partition_map import PartitionMap, Range
 from australis.protocol.messages import Get, Mode, ModeFlag, Outcome, ReadStatus, Scan
+from australis.role_config import RoleConfig
 from australis.storage import holdings
 from australis.storage.holdings import NOTHING, unpack_ranges
 from australis.storage.shard_process import ShardService

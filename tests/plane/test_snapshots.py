@@ -10,13 +10,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from australis.control_plane.topology import RoleConfig
 from australis.crossbar import process as crossbar
 from australis.crossbar.hub import pack_positions, unpack_positions
 from australis.journal.files import FilesJournal
 from australis.journal.record import Position
 from australis.keyspace import KEYSPACE_END
 from australis.partition_map import Range
+from australis.role_config import RoleConfig
 from australis.storage import shard_keeper, shard_process
 from australis.storage.shard_keeper import due, kept
 from australis.storage.shard_process import ShardService
