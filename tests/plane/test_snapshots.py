@@ -34,6 +34,7 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_process, "REPORT_SECONDS", 0.05)
     monkeypatch.setattr(crossbar, "TRIM_SECONDS", 0.1)
     sizes = FilesJournal.__init__.__kwdefaults__  # segments are trimmed as a whole
+    assert sizes is not None
     monkeypatch.setitem(sizes, "segment_bytes", 1 << 14)
     monkeypatch.setitem(sizes, "first_segment_bytes", 1 << 14)
 
