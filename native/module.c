@@ -37,6 +37,7 @@ static PyObject *StoreError;
 static PyObject *DamagedError;
 static PyObject *TooOldError;
 static PyObject *FullError;
+static PyObject *MalformedError;
 
 static PyObject *
 raise_status(StoreStatus status)
@@ -49,6 +50,8 @@ raise_status(StoreStatus status)
 		type = TooOldError;
 	else if (status == STORE_FULL)
 		type = FullError;
+	else if (status == STORE_MALFORMED)
+		type = MalformedError;
 	PyErr_SetString(type, store_error());
 	return NULL;
 }
@@ -624,23 +627,31 @@ failed:
 	return result;
 }
 
+/* scan(lo, hi, backward, tau, max_rows, max_bytes[, filter, max_examined]) -> (batch, more[, resume]) */
 static PyObject *
 py_scan(StoreObject *self, PyObject *args)
 {
 	Py_buffer	lo,
-				hi;
+				hi,
+				program = {0};
 	int			backward;
 	long long	tau;
 	Py_ssize_t	max_rows,
-				max_bytes;
+				max_bytes,
+				max_examined = PY_SSIZE_T_MAX;
 	StoreBuffer buffer = {0};
+	StoreWhere	where;
 	bool		more = false;
 	StoreStatus status = STORE_OK;
 	PyObject   *result = NULL;
 
 	if (!check_open(self) ||
-		!PyArg_ParseTuple(args, "y*y*pLnn", &lo, &hi, &backward, &tau, &max_rows, &max_bytes))
+		!PyArg_ParseTuple(args, "y*y*pLnn|y*n", &lo, &hi, &backward, &tau, &max_rows, &max_bytes, &program,
+						  &max_examined))
 		return NULL;
+	where.program = (StoreBytes) {program.buf, program.len};
+	where.max_examined = max_examined > 0 ? max_examined : 1;
+	where.resume_len = 0;
 	ENTER(self)
 	StoreBytes	from = {lo.buf, lo.len};
 	StoreBytes	to = {hi.buf, hi.len};
@@ -649,8 +660,12 @@ py_scan(StoreObject *self, PyObject *args)
 	status = take_reader(self, &reader);
 	if (status == STORE_OK)
 	{
-		status = store_scan_batch(reader.reader, from, to, backward, tau, max_rows > 0 ? max_rows : 0,
-								  max_bytes > 0 ? max_bytes : 0, &reader.buffer, &more);
+		if (program.obj)
+			status = store_scan_where(reader.reader, from, to, backward, tau, max_rows > 0 ? max_rows : 0,
+									  max_bytes > 0 ? max_bytes : 0, &where, NULL, &reader.buffer, &more);
+		else
+			status = store_scan_batch(reader.reader, from, to, backward, tau, max_rows > 0 ? max_rows : 0,
+									  max_bytes > 0 ? max_bytes : 0, &reader.buffer, &more);
 		buffer = keep_buffer(&reader);
 		give_reader(self, &reader);
 	}
@@ -659,7 +674,10 @@ py_scan(StoreObject *self, PyObject *args)
 	{
 		PyObject   *bytes = buffer_to_bytes(&buffer);
 
-		if (bytes)
+		if (bytes && program.obj)
+			result = Py_BuildValue("(NOy#)", bytes, more ? Py_True : Py_False, (const char *) where.resume,
+								   (Py_ssize_t) (more ? where.resume_len : 0));
+		else if (bytes)
 			result = Py_BuildValue("(NO)", bytes, more ? Py_True : Py_False);
 	}
 	else
@@ -668,6 +686,7 @@ failed:
 	store_buffer_free(&buffer);
 	PyBuffer_Release(&lo);
 	PyBuffer_Release(&hi);
+	PyBuffer_Release(&program);
 	return result;
 }
 
@@ -958,6 +977,7 @@ static PyMethodDef store_methods[] = {
 	{"drop", (PyCFunction) py_drop, METH_VARARGS, NULL},
 	{"get_many", (PyCFunction) py_get_many, METH_VARARGS, NULL},
 	{"scan", (PyCFunction) py_scan, METH_VARARGS, NULL},
+	{"scan_where", (PyCFunction) py_scan, METH_VARARGS, NULL},
 	{"stats", (PyCFunction) py_stats, METH_O, NULL},
 	{"meta", (PyCFunction) py_meta, METH_O, NULL},
 	{"set_meta", (PyCFunction) py_set_meta, METH_VARARGS, NULL},
@@ -1370,6 +1390,7 @@ PyInit__native(void)
 		!(DamagedError = new_exception(module, "DamagedError", StoreError)) ||
 		!(TooOldError = new_exception(module, "TooOldError", StoreError)) ||
 		!(FullError = new_exception(module, "FullError", StoreError)) ||
+		!(MalformedError = new_exception(module, "MalformedError", StoreError)) ||
 		PyModule_AddObjectRef(module, "Store", (PyObject *) &StoreType) < 0 ||
 		PyModule_AddObjectRef(module, "Page", (PyObject *) &PageType) < 0 ||
 		PyModule_AddIntConstant(module, "MAX_KEY", STORE_MAX_KEY) < 0)

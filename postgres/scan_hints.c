@@ -21,6 +21,7 @@
 
 #include "access/sysattr.h"
 #include "executor/executor.h"
+#include "catalog/pg_type.h"
 #include "index.h"
 #include "nodes/nodeFuncs.h"
 #include "nodes/params.h"
@@ -33,6 +34,7 @@ typedef struct Reads
 	List	   *outer;			/* what OUTER_VARs stand for, or NIL */
 	int			natts;
 	bool		system;			/* also system attributes */
+	Bitmapset  *attnums;
 } Reads;
 
 static void
@@ -43,7 +45,10 @@ note_attribute(Reads *reads, const Var *var)
 	else if (var->varattno < 0)
 		reads->system = true;
 	else
+	{
 		reads->natts = Max(reads->natts, var->varattno);
+		reads->attnums = bms_add_member(reads->attnums, var->varattno);
+	}
 }
 
 static bool
@@ -73,12 +78,36 @@ find_reads(Node *node, void *context)
 	return expression_tree_walker(node, find_reads, context);
 }
 
+/* Is it worth the work of storage to leave out all other columns? */
+static bool
+saves_bytes(PlanState *node, TupleDesc desc, const Bitmapset *wanted)
+{
+	Oid			relid = RelationGetRelid(((ScanState *) node)->ss_currentRelation);
+	int32		saved = 0;
+	int			last = 0;
+
+	for (int i = -1; (i = bms_next_member(wanted, i)) >= 0;)
+		last = i;
+	for (int attnum = 1; attnum <= desc->natts; attnum++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, attnum - 1);
+		int32		width;
+
+		if (bms_is_member(attnum, wanted) || att->attisdropped)
+			continue;
+		width = att->attlen > 0 ? att->attlen : get_attavgwidth(relid, attnum);
+		saved += width > 0 ? width : get_typavgwidth(att->atttypid, att->atttypmod);
+	}
+	/* a bitmap may come in, and the driver that copies anyway has little to win */
+	return saved >= (au_storage_driver == 0 ? 64 : 16) + last / 8;
+}
+
 /*
  * Tell the slots of sequential scans how much of a row anybody looks at, where
  * that is certain: the scan projects, or an aggregate is right above it.
  */
 static void
-hint_attributes(PlanState *node, PlanState *parent, AustralisTupleTableSlot *slot)
+hint_attributes(PlanState *node, PlanState *parent, AustralisTupleTableSlot *slot, PushDown *push)
 {
 	TupleDesc	desc = slot->base.base.tts_tupleDescriptor;
 	Reads		reads = {0};
@@ -106,6 +135,11 @@ hint_attributes(PlanState *node, PlanState *parent, AustralisTupleTableSlot *slo
 		slot->read_bytes = reads.natts == 0 && !reads.system ? 0 : au_row_prefix(desc, reads.natts);
 		if (slot->read_bytes != AU_READ_ALL)
 			slot->read_natts = reads.natts;
+		if (au_storage_driver != 0 || slot->read_bytes == AU_READ_ALL)
+		{
+			push->wanted = reads.attnums;
+			push->project = saves_bytes(node, desc, reads.attnums);
+		}
 	}
 }
 
@@ -246,6 +280,28 @@ hint_keys(ScanState *scan, AustralisTupleTableSlot *slot, EState *estate)
 	slot->only_to = (Bytes) {(const uint8 *) to.data, to.len};
 }
 
+/* How many rows a LIMIT right above asks for; 0: unknown, or very many. */
+static int
+limit_above(PlanState *parent, EState *estate)
+{
+	Limit	   *limit;
+	Datum		count;
+	Datum		offset = Int64GetDatum(0);
+	int64		rows;
+
+	if (parent == NULL || !IsA(parent, LimitState))
+		return 0;
+	limit = (Limit *) parent->plan;
+	if (limit->limitCount == NULL || limit->limitOption != LIMIT_OPTION_COUNT ||
+		!fixed_value((Expr *) limit->limitCount, INT8OID, estate, &count) ||
+		(limit->limitOffset != NULL && !fixed_value((Expr *) limit->limitOffset, INT8OID, estate, &offset)))
+		return 0;
+	rows = DatumGetInt64(count);
+	if (rows <= 0 || rows > 100000 || DatumGetInt64(offset) < 0 || DatumGetInt64(offset) > 100000)
+		return 0;
+	return (int) (rows + DatumGetInt64(offset));
+}
+
 typedef struct Hints
 {
 	EState	   *estate;
@@ -264,9 +320,17 @@ hint_scan(PlanState *node, void *context)
 	if (IsA(node, SeqScanState) && ((ScanState *) node)->ss_ScanTupleSlot->tts_ops == &TTSOpsAustralis)
 	{
 		AustralisTupleTableSlot *slot = (AustralisTupleTableSlot *) ((ScanState *) node)->ss_ScanTupleSlot;
+		PushDown   *push = palloc0_object(PushDown);
 
+		push->estate = hints->estate;
+		push->qual = node->plan->qual;
+		push->varno = ((Scan *) node->plan)->scanrelid;
+		push->desc = slot->base.base.tts_tupleDescriptor;
+		push->limit = limit_above(hints->parent, hints->estate);
 		if (hints->attributes)
-			hint_attributes(node, hints->parent, slot);
+			hint_attributes(node, hints->parent, slot, push);
+		if (push->qual != NIL || push->project || push->limit > 0)
+			slot->push = push;
 		hint_keys((ScanState *) node, slot, hints->estate);
 	}
 	below.parent = node;
