@@ -327,6 +327,9 @@ push_array(Builder *b, ScalarArrayOpExpr *clause)
 	int			op;
 	int			n,
 				present = 0;
+	int16		length;
+	bool		by_value;
+	char		alignment;
 	ArrayType  *array;
 
 	if (column == 0 || !known_value(b, lsecond(clause->args), &other, &value, &isnull))
@@ -339,7 +342,8 @@ push_array(Builder *b, ScalarArrayOpExpr *clause)
 	array = DatumGetArrayTypeP(value);
 	if (ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array)) > MAX_ELEMENTS)
 		return false;
-	deconstruct_array_builtin(array, getBaseType(element), &values, &nulls, &n);
+	get_typlenbyvalalign(ARR_ELEMTYPE(array), &length, &by_value, &alignment);
+	deconstruct_array(array, ARR_ELEMTYPE(array), length, by_value, alignment, &values, &nulls, &n);
 	for (int i = 0; i < n; i++)
 		present += !nulls[i];
 	if (!put_node(b, clause->useOr ? FILTER_OR : FILTER_AND, present))
