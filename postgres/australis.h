@@ -697,6 +697,7 @@ typedef struct PushDown
 
 extern bool au_push_down;
 extern Bytes au_push_program(const PushDown *push, bool *whole);
+extern const PushDown *au_index_scan_push(const void *keys, Relation heap);	/* scan_hints.c */
 
 /* ------------------------------------------------------------------ reader.c */
 

@@ -431,7 +431,7 @@ au_push_program(const PushDown *push, bool *whole)
 	uint16		pushed = 0;
 	uint16		ncolumns;
 
-	*whole = push->qual == NIL;
+	*whole = push->qual == NIL && au_push_down;
 	if (!au_push_down)
 		return (Bytes) {NULL, 0};
 	initStringInfo(&conditions);

@@ -222,6 +222,17 @@ def test_a_limit_is_what_storage_is_asked_for(wide: Connection) -> None:
     assert _storage(wide, "SELECT note FROM wide WHERE grp = 7 LIMIT 2 OFFSET 1")[1] == 3
 
 
+def test_scans_of_the_primary_key_too(wide: Connection) -> None:
+    query = "SELECT sum(tail) FROM wide WHERE id BETWEEN 1 AND 5000 AND grp = 7"
+    assert "Index Scan" in str(_answer(wide, f"EXPLAIN {query}"))
+    _, rows, size = _storage(wide, query)
+    assert rows == 5 and size <= 1
+    assert _answer(wide, query) == [("10035",)]
+    query = "SELECT id FROM wide WHERE grp > 990 ORDER BY id DESC LIMIT 5"
+    assert _storage(wide, query)[1] == 5
+    assert _answer(wide, query) == [("19999",), ("19998",), ("19997",), ("19996",), ("19995",)]
+
+
 def test_own_writes_are_judged_from_the_buffer(wide: Connection) -> None:
     _execute(wide, "BEGIN")
     _execute(wide, "UPDATE wide SET grp = -1 WHERE id IN (7, 1500)")
