@@ -193,7 +193,7 @@ filter_compile(const uint8_t *program, size_t len, const char **why)
 	flags = take(&in, 1);
 	ncolumns = take(&in, 2);
 	*why = in.why;
-	if (in.why == NULL && (version != FILTER_VERSION || (flags & ~FILTER_PROJECT) != 0))
+	if (in.why == NULL && (version != FILTER_VERSION || (flags & ~(FILTER_PROJECT | FILTER_COUNT)) != 0))
 		*why = "it is of another version";
 	else if (in.why == NULL && (ncolumns > FILTER_MAX_COLUMNS || (size_t) (in.end - in.p) < (size_t) ncolumns * 4))
 		*why = "its columns are cut short";
@@ -260,6 +260,12 @@ bool
 filter_projects(const Filter *filter)
 {
 	return filter->project;
+}
+
+bool
+filter_counts(const uint8_t *program, size_t len)
+{
+	return len >= 2 && (program[1] & FILTER_COUNT) != 0;
 }
 
 /* Make a row the one at hand; false: it is none that we can take apart. */

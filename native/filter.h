@@ -21,6 +21,7 @@
 
 #define FILTER_VERSION		1
 #define FILTER_PROJECT		1	/* flag: only the columns marked as wanted */
+#define FILTER_COUNT		2	/* flag: how many rows pass, and the last one's key, instead of rows */
 #define FILTER_MAX_COLUMNS	1664
 #define FILTER_MAX_NODES	1024
 #define FILTER_MAX_DEPTH	16
@@ -56,6 +57,9 @@ extern void filter_free(Filter *filter);
 extern bool filter_passes(Filter *filter, const uint8_t *row, size_t len);
 
 extern bool filter_projects(const Filter *filter);
+
+/* Does a program, well-formed or not, ask for a count? */
+extern bool filter_counts(const uint8_t *program, size_t len);
 
 /* Most bytes that filter_project() writes for a row image of len bytes. */
 extern size_t filter_room(const Filter *filter, size_t len);

@@ -31,6 +31,7 @@
 #include <unistd.h>
 
 #include "conflicts.h"
+#include "filter.h"
 #include "store.h"
 
 static PyObject *StoreError;
@@ -641,6 +642,8 @@ py_scan(StoreObject *self, PyObject *args)
 				max_examined = PY_SSIZE_T_MAX;
 	StoreBuffer buffer = {0};
 	StoreWhere	where;
+	StoreCut	count;
+	bool		counts;
 	bool		more = false;
 	StoreStatus status = STORE_OK;
 	PyObject   *result = NULL;
@@ -652,6 +655,10 @@ py_scan(StoreObject *self, PyObject *args)
 	where.program = (StoreBytes) {program.buf, program.len};
 	where.max_examined = max_examined > 0 ? max_examined : 1;
 	where.resume_len = 0;
+	counts = program.obj && !backward && filter_counts(program.buf, program.len);
+	count.prefix = 0;
+	count.rows = 0;
+	count.last_len = 0;
 	ENTER(self)
 	StoreBytes	from = {lo.buf, lo.len};
 	StoreBytes	to = {hi.buf, hi.len};
@@ -662,7 +669,8 @@ py_scan(StoreObject *self, PyObject *args)
 	{
 		if (program.obj)
 			status = store_scan_where(reader.reader, from, to, backward, tau, max_rows > 0 ? max_rows : 0,
-									  max_bytes > 0 ? max_bytes : 0, &where, NULL, &reader.buffer, &more);
+									  max_bytes > 0 ? max_bytes : 0, &where, counts ? &count : NULL,
+									  &reader.buffer, &more);
 		else
 			status = store_scan_batch(reader.reader, from, to, backward, tau, max_rows > 0 ? max_rows : 0,
 									  max_bytes > 0 ? max_bytes : 0, &reader.buffer, &more);
@@ -672,8 +680,19 @@ py_scan(StoreObject *self, PyObject *args)
 	LEAVE(self)
 	if (status == STORE_OK)
 	{
-		PyObject   *bytes = buffer_to_bytes(&buffer);
+		PyObject   *bytes;
 
+		if (counts && count.rows > 0)
+		{
+			uint8_t		counted[8 + STORE_MAX_KEY];
+			uint64_t	rows = count.rows;
+
+			memcpy(counted, &rows, 8);
+			memcpy(counted + 8, count.last, count.last_len);
+			bytes = PyBytes_FromStringAndSize((const char *) counted, (Py_ssize_t) (8 + count.last_len));
+		}
+		else
+			bytes = buffer_to_bytes(&buffer);
 		if (bytes && program.obj)
 			result = Py_BuildValue("(NOy#)", bytes, more ? Py_True : Py_False, (const char *) where.resume,
 								   (Py_ssize_t) (more ? where.resume_len : 0));

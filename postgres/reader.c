@@ -22,6 +22,7 @@
 #include "storage/ipc.h"
 #include "utils/memutils.h"
 
+#include "filter.h"
 #include "store.h"
 
 #define TAG_GET			20
@@ -460,9 +461,33 @@ read_attached(Bytes lo, Bytes hi, bool backward, Tau tau, uint32 max_rows, uint3
 		appendBinaryStringInfo(resume, (const char *) where->resume, (int) where->resume_len);
 }
 
+/* Let storage count the rows, of which it may look at more than it would send. */
+static bool
+count_range(Bytes lo, Bytes hi, Tau tau, uint32 max_rows, uint32 max_bytes, bool *more, StringInfo last, uint32 *rows,
+			StringInfo resume)
+{
+	static const uint8 program[] = {FILTER_VERSION, FILTER_COUNT, 0, 0};
+	StringInfoData answer;
+	uint64		counted = 0;
+
+	initStringInfo(&answer);
+	au_read_range_where(lo, hi, false, tau, Min(max_rows * EXAMINED_PER_ROW, MAX_EXAMINED), max_bytes,
+						(Bytes) {program, sizeof(program)}, &answer, more, resume);
+	resetStringInfo(last);
+	if (answer.len >= 8)
+	{
+		memcpy(&counted, answer.data, 8);
+		appendBinaryStringInfo(last, answer.data + 8, answer.len - 8);
+	}
+	*rows = (uint32) counted;
+	pfree(answer.data);
+	return true;
+}
+
 /*
  * A forward scan that wants the first `prefix` bytes of row images without
- * NULLs (0: to know how many rows there are), and no keys but the last one.
+ * NULLs (0: to know how many rows there are, which may be more than max_rows),
+ * and no keys but the last one.
  * false: this driver cannot.
  */
 bool
@@ -472,7 +497,7 @@ au_read_range_cut(Bytes lo, Bytes hi, Tau tau, uint32 max_rows, uint32 max_bytes
 	static StoreCut cut;
 
 	if (au_storage_driver != 0)
-		return false;
+		return prefix == 0 && au_push_down && count_range(lo, hi, tau, max_rows, max_bytes, more, last, rows, resume);
 	cut.prefix = prefix;
 	cut.last_len = 0;
 	read_attached(lo, hi, false, tau, max_rows, max_bytes, filter, &cut, buf, more, resume);

@@ -200,7 +200,7 @@ def wide(server: Server) -> Iterator[Connection]:
     with server.connect() as connection:
         _execute(connection, "DROP TABLE IF EXISTS wide")
         _execute(connection, "CREATE TABLE wide (id int PRIMARY KEY, grp int, note text, tail int)")
-        _execute(connection, "INSERT INTO wide SELECT i, i % 1000, repeat('x', 500), i FROM generate_series(1, 20000) i")
+        _execute(connection, "INSERT INTO wide SELECT i, i % 1000, repeat('x', 1200), i FROM generate_series(1, 20000) i")
         _execute(connection, "ANALYZE wide")
         yield connection
         _execute(connection, "ROLLBACK")
@@ -231,6 +231,18 @@ def test_scans_of_the_primary_key_too(wide: Connection) -> None:
     query = "SELECT id FROM wide WHERE grp > 990 ORDER BY id DESC LIMIT 5"
     assert _storage(wide, query)[1] == 5
     assert _answer(wide, query) == [("19999",), ("19998",), ("19997",), ("19996",), ("19995",)]
+
+
+def test_rows_are_counted_where_they_are(wide: Connection) -> None:
+    trips, rows, size = _storage(wide, "SELECT count(*) FROM wide")
+    assert rows == 20000 and size <= 1 and trips < 10
+    assert _answer(wide, "SELECT count(*) FROM wide") == [("20000",)]
+    _execute(wide, "BEGIN")
+    _execute(wide, "DELETE FROM wide WHERE id < 11")
+    _execute(wide, "INSERT INTO wide VALUES (-1, 0, '', 0)")
+    assert _answer(wide, "SELECT count(*) FROM wide") == [("19991",)]
+    _execute(wide, "COMMIT")
+    assert _answer(wide, "SELECT count(*), (SELECT count(*) FROM wide) FROM wide") == [("19991", "19991")]
 
 
 def test_own_writes_are_judged_from_the_buffer(wide: Connection) -> None:
@@ -281,7 +293,7 @@ def test_prepared_statements_and_rescans_take_new_values(wide: Connection) -> No
     _execute(wide, "SET plan_cache_mode = force_generic_plan")
     _execute(wide, "PREPARE p(int, text) AS SELECT count(*) FROM wide WHERE grp = $1 AND note <> $2")
     assert _answer(wide, "EXECUTE p(7, 'y')") == [("20",)]
-    assert _answer(wide, "EXECUTE p(8, repeat('x', 500))") == [("0",)]
+    assert _answer(wide, "EXECUTE p(8, repeat('x', 1200))") == [("0",)]
     assert _answer(wide, "EXECUTE p(NULL, 'y')") == [("0",)]
     _execute(wide, "SET enable_material = off")
     _execute(wide, "SET enable_hashjoin = off")
