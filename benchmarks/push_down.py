@@ -46,7 +46,9 @@ def main() -> None:
             f" FROM generate_series(1, {ROWS}) i"
         )
         execute("ANALYZE t")
-        print(f"| {driver or 'default'}: {ROWS} rows of about 300 bytes | off, ms | on, ms | off / on |\n|---|---|---|---|")
+        print(
+            f"| {driver or 'default'}: {ROWS} rows of about 300 bytes | off, ms | on, ms | off / on |\n|---|---|---|---|"
+        )
         for what, query in QUERIES:
             taken: dict[str, list[float]] = {"off": [], "on": []}
             for _ in range(7):

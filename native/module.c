@@ -570,6 +570,175 @@ failed:
 }
 
 static PyObject *
+py_erase(StoreObject *self, PyObject *args)
+{
+	Py_buffer	lo,
+				hi;
+	Py_ssize_t	max_entries;
+	bool		done = false;
+	StoreStatus status = STORE_OK;
+	PyObject   *result = NULL;
+
+	if (!check_open(self) || !PyArg_ParseTuple(args, "y*y*n", &lo, &hi, &max_entries))
+		return NULL;
+	ENTER(self)
+	status = store_erase(self->store, (StoreBytes) {lo.buf, lo.len}, (StoreBytes) {hi.buf, hi.len},
+						 max_entries > 0 ? max_entries : 0, &done);
+	LEAVE(self)
+	result = status == STORE_OK ? PyBool_FromLong(done) : raise_status(status);
+failed:
+	PyBuffer_Release(&lo);
+	PyBuffer_Release(&hi);
+	return result;
+}
+
+static PyObject *
+py_absorb(StoreObject *self, PyObject *argument)
+{
+	PyObject   *path;
+	StoreStatus status = STORE_OK;
+	PyObject   *result = NULL;
+
+	if (!check_open(self) || !PyUnicode_FSConverter(argument, &path))
+		return NULL;
+	ENTER(self)
+	status = store_absorb(self->store, PyBytes_AS_STRING(path));
+	LEAVE(self)
+	result = status == STORE_OK ? Py_NewRef(Py_None) : raise_status(status);
+failed:
+	Py_DECREF(path);
+	return result;
+}
+
+static PyObject *
+py_export(StoreObject *self, PyObject *args)
+{
+	Py_buffer	lo,
+				hi;
+	Py_ssize_t	max;
+	StoreBuffer page = {0};
+	StoreBuffer next = {0};
+	int64_t		applied = 0;
+	int64_t		horizon = 0;
+	StoreStatus status = STORE_OK;
+	PyObject   *result = NULL;
+
+	if (!check_open(self) || !PyArg_ParseTuple(args, "y*y*n", &lo, &hi, &max))
+		return NULL;
+	ENTER(self)
+	Reader		reader;
+
+	status = take_reader(self, &reader);
+	if (status == STORE_OK)
+	{
+		status = store_export(reader.reader, (StoreBytes) {lo.buf, lo.len}, (StoreBytes) {hi.buf, hi.len},
+							  max > 0 ? max : 0, &reader.buffer, &next, &applied, &horizon);
+		page = keep_buffer(&reader);
+		give_reader(self, &reader);
+	}
+	LEAVE(self)
+	if (status != STORE_OK)
+		raise_status(status);
+	else
+		result = Py_BuildValue("y#y#LL", page.data ? (char *) page.data : "", (Py_ssize_t) page.len,
+							   next.data ? (char *) next.data : "", (Py_ssize_t) next.len, (long long) applied,
+							   (long long) horizon);
+failed:
+	store_buffer_free(&page);
+	store_buffer_free(&next);
+	PyBuffer_Release(&lo);
+	PyBuffer_Release(&hi);
+	return result;
+}
+
+static PyObject *
+py_import(StoreObject *self, PyObject *args)
+{
+	Py_buffer	data,
+				lo,
+				hi,
+				ranges,
+				garbage;
+	long long	applied,
+				horizon;
+	StoreStatus status = STORE_OK;
+	PyObject   *result = NULL;
+
+	if (!check_open(self) ||
+		!PyArg_ParseTuple(args, "y*y*y*LLy*y*", &data, &lo, &hi, &applied, &horizon, &ranges, &garbage))
+		return NULL;
+	ENTER(self)
+	StoreMeta	metas[2] = {
+		{{"ranges", strlen("ranges")}, {ranges.buf, ranges.len}},
+		{{"garbage", strlen("garbage")}, {garbage.buf, garbage.len}},
+	};
+
+	status = store_import(self->store, (StoreBytes) {data.buf, data.len}, (StoreBytes) {lo.buf, lo.len},
+						  (StoreBytes) {hi.buf, hi.len}, applied, horizon, metas, 2);
+	LEAVE(self)
+	result = status == STORE_OK ? Py_NewRef(Py_None) : raise_status(status);
+failed:
+	PyBuffer_Release(&data);
+	PyBuffer_Release(&lo);
+	PyBuffer_Release(&hi);
+	PyBuffer_Release(&ranges);
+	PyBuffer_Release(&garbage);
+	return result;
+}
+
+static PyObject *
+py_split(StoreObject *self, PyObject *args)
+{
+	Py_buffer	lo,
+				hi;
+	Py_ssize_t	max;
+	StoreBuffer buffer = {0};
+	StoreStatus status = STORE_OK;
+	PyObject   *result = NULL;
+
+	if (!check_open(self) || !PyArg_ParseTuple(args, "y*y*n", &lo, &hi, &max))
+		return NULL;
+	ENTER(self)
+	Reader		reader;
+
+	status = take_reader(self, &reader);
+	if (status == STORE_OK)
+	{
+		/* below and above every key, which begins with the id of a relation */
+		StoreBytes	from = {(const uint8_t *) "", 1};
+		StoreBytes	to = {(const uint8_t *) "\xff\xff\xff\xff\xff\xff\xff\xff", 8};
+
+		if (lo.len > 0)
+			from = (StoreBytes) {lo.buf, lo.len};
+		if (hi.len > 0)
+			to = (StoreBytes) {hi.buf, hi.len};
+		status = store_split(reader.reader, from, to, max > 0 ? max : 0, &reader.buffer);
+		buffer = keep_buffer(&reader);
+		give_reader(self, &reader);
+	}
+	LEAVE(self)
+	if (status != STORE_OK)
+		raise_status(status);
+	else
+	{
+		result = PyList_New(0);
+		for (size_t at = 0; result && at < buffer.len; at += 1 + buffer.data[at])
+		{
+			PyObject   *key = PyBytes_FromStringAndSize((char *) buffer.data + at + 1, buffer.data[at]);
+
+			if (!key || PyList_Append(result, key) != 0)
+				Py_CLEAR(result);
+			Py_XDECREF(key);
+		}
+	}
+failed:
+	store_buffer_free(&buffer);
+	PyBuffer_Release(&lo);
+	PyBuffer_Release(&hi);
+	return result;
+}
+
+static PyObject *
 py_get_many(StoreObject *self, PyObject *args)
 {
 	PyObject   *argument;
@@ -994,6 +1163,11 @@ static PyMethodDef store_methods[] = {
 	{"rollback", (PyCFunction) py_rollback, METH_VARARGS, NULL},
 	{"collect", (PyCFunction) py_collect, METH_VARARGS, NULL},
 	{"drop", (PyCFunction) py_drop, METH_VARARGS, NULL},
+	{"erase", (PyCFunction) py_erase, METH_VARARGS, NULL},
+	{"absorb", (PyCFunction) py_absorb, METH_O, NULL},
+	{"export", (PyCFunction) py_export, METH_VARARGS, NULL},
+	{"import_page", (PyCFunction) py_import, METH_VARARGS, NULL},
+	{"split", (PyCFunction) py_split, METH_VARARGS, NULL},
 	{"get_many", (PyCFunction) py_get_many, METH_VARARGS, NULL},
 	{"scan", (PyCFunction) py_scan, METH_VARARGS, NULL},
 	{"scan_where", (PyCFunction) py_scan, METH_VARARGS, NULL},

@@ -2504,6 +2504,424 @@ store_drop(Store *store, uint64_t relid, size_t max_entries, bool *done)
 	return status;
 }
 
+/*
+ * Their history stays until garbage collection meets it: nobody reads these
+ * keys any more, and an entry of hist whose key is not in main is skipped.
+ */
+StoreStatus
+store_erase(Store *store, StoreBytes lo, StoreBytes hi, size_t max_entries, bool *done)
+{
+	Writing		w;
+	StoreStatus status;
+	size_t		removed = 0;
+	int			rc = 0;
+
+	*done = false;
+	if (lo.len > STORE_MAX_KEY || hi.len > STORE_MAX_KEY)
+		return fail(STORE_FAILED, "a key of %zu bytes", lo.len > hi.len ? lo.len : hi.len);
+	pthread_mutex_lock(&store->lock);
+	status = write_begin(&w, store);
+	if (status != STORE_OK)
+	{
+		pthread_mutex_unlock(&store->lock);
+		return status;
+	}
+	while (removed < max_entries)
+	{
+		MDB_val		k = val(lo.data, lo.len);
+		MDB_val		v;
+		Version		version;
+
+		rc = mdb_cursor_get(w.main, &k, &v, lo.len > 0 ? MDB_SET_RANGE : MDB_FIRST);
+		if (rc == 0 && hi.len > 0 && compare(k.mv_data, k.mv_size, hi.data, hi.len) >= 0)
+			rc = MDB_NOTFOUND;
+		if (rc != 0)
+			break;
+		if (!parse_version(&v, &version))
+		{
+			status = bad_version();
+			break;
+		}
+		if (version.flags == FLAG_VALUE)
+			rc = count(&w, k.mv_data, k.mv_size, -1, version.len);
+		if (rc == 0)
+			rc = mdb_cursor_del(w.main, 0);
+		if (rc != 0)
+			break;
+		removed++;
+	}
+	if (status == STORE_OK && rc == MDB_NOTFOUND)
+	{
+		*done = true;
+		rc = 0;
+	}
+	if (status == STORE_OK && rc == 0)
+		rc = flush_stats(&w);
+	if (status == STORE_OK && rc != 0)
+		status = lmdb_fail(rc, "cannot erase");
+	status = write_end(&w, status);
+	if (status != STORE_OK)
+		*done = false;
+	pthread_mutex_unlock(&store->lock);
+	return status;
+}
+
+/* Copy all entries of one database of another store; *both: a key that both have. */
+static StoreStatus
+absorb_entries(Writing *w, MDB_cursor *to, MDB_cursor *from, bool counted, bool *both)
+{
+	MDB_val		k,
+				v;
+	int			rc = mdb_cursor_get(from, &k, &v, MDB_FIRST);
+
+	while (rc == 0)
+	{
+		Version		version;
+		MDB_val		found = v;
+
+		if (k.mv_size < 8 || !parse_version(&v, &version))
+			return bad_version();
+		rc = mdb_cursor_put(to, &k, &found, MDB_NOOVERWRITE);
+		if (rc == MDB_KEYEXIST)
+		{
+			*both = true;
+			rc = 0;
+		}
+		else if (rc == 0 && counted && version.flags == FLAG_VALUE)
+			rc = count(w, k.mv_data, k.mv_size, 1, version.len);
+		if (rc == 0)
+			rc = mdb_cursor_get(from, &k, &v, MDB_NEXT);
+	}
+	return rc == MDB_NOTFOUND ? STORE_OK : lmdb_fail(rc, "cannot take over another store");
+}
+
+StoreStatus
+store_absorb(Store *store, const char *path)
+{
+	Store	   *source;
+	Writing		w;
+	StoreReader *reader = NULL;
+	MDB_cursor *from = NULL;
+	int64_t		applied = 0;
+	int64_t		horizon = 0;
+	bool		both = false;
+	bool		old = false;	/* history may be on both sides: what erase() leaves */
+	StoreStatus status = store_open_reader(path, store->cluster, &source);
+	int			rc;
+
+	if (status != STORE_OK)
+		return status;
+	status = store_reader_open(source, &reader);
+	if (status == STORE_OK)
+		status = store_times(reader, &applied, &horizon);
+	if (status == STORE_OK)
+		status = read_begin(reader);
+	if (status != STORE_OK)
+	{
+		if (reader)
+			store_reader_close(reader);
+		store_close(source);
+		return status;
+	}
+	pthread_mutex_lock(&store->lock);
+	if (applied != store->applied)
+		status = fail(STORE_FAILED, "%s has applied %lld and this store %lld: only stores of one time become one",
+					  path, (long long) applied, (long long) store->applied);
+	if (status == STORE_OK)
+		status = write_begin(&w, store);
+	if (status == STORE_OK)
+	{
+		if (horizon < store->horizon)
+			horizon = store->horizon;
+		rc = mdb_cursor_open(reader->txn, source->main, &from);
+		status = rc == 0 ? absorb_entries(&w, w.main, from, true, &both) : lmdb_fail(rc, "cannot read");
+		if (from)
+			mdb_cursor_close(from);
+		from = NULL;
+		if (status == STORE_OK && both)
+			status = fail(STORE_FAILED, "%s holds keys that this store holds too", path);
+		if (status == STORE_OK)
+		{
+			rc = mdb_cursor_open(reader->txn, source->hist, &from);
+			status = rc == 0 ? absorb_entries(&w, w.hist, from, false, &old) : lmdb_fail(rc, "cannot read");
+			if (from)
+				mdb_cursor_close(from);
+		}
+		if (status == STORE_OK)
+		{
+			rc = flush_stats(&w);
+			if (rc == 0)
+				rc = meta_put_state(store, w.txn, store->applied, horizon, store->position, store->position_len);
+			if (rc != 0)
+				status = lmdb_fail(rc, "cannot take over another store");
+		}
+		status = write_end(&w, status);
+		if (status == STORE_OK)
+			keep_state(store, store->applied, horizon, store->position, store->position_len);
+	}
+	pthread_mutex_unlock(&store->lock);
+	read_end(reader);
+	store_reader_close(reader);
+	store_close(source);
+	return status;
+}
+
+/*
+ * A page of versions: per key u32 length, u32 versions, the key, then from the
+ * newest to the oldest i64 tau, u8 flags, u32 length, value.
+ */
+#define PAGE_KEY_HEADER 8
+#define PAGE_VERSION_HEADER 13
+
+static bool
+page_put(StoreBuffer *page, const void *data, size_t len)
+{
+	if (!make_room(page, len))
+		return false;
+	memcpy(page->data + page->len, data, len);
+	page->len += len;
+	return true;
+}
+
+static bool
+page_put_version(StoreBuffer *page, const Version *version)
+{
+	uint8_t		header[PAGE_VERSION_HEADER];
+	uint32_t	len = (uint32_t) version->len;
+
+	store64(header, version->tau);
+	header[8] = version->flags;
+	memcpy(header + 9, &len, 4);
+	return page_put(page, header, sizeof(header)) && page_put(page, version->value, version->len);
+}
+
+/* One key of main with all its versions that a read at or above the horizon may need. */
+static StoreStatus
+export_key(StoreReader *reader, const MDB_val *key, Version version, int64_t horizon, StoreBuffer *page)
+{
+	size_t		at = page->len;
+	uint32_t	header[2] = {(uint32_t) key->mv_size, 0};
+	uint8_t		name[8 + STORE_MAX_KEY];
+
+	if (key->mv_size > STORE_MAX_KEY)
+		return bad_version();
+	memcpy(name + 8, key->mv_data, key->mv_size);
+	if (!page_put(page, header, sizeof(header)) || !page_put(page, key->mv_data, key->mv_size))
+		return fail(STORE_FAILED, "out of memory");
+	for (;;)
+	{
+		int64_t		newer = version.tau;
+		MDB_val		k = val(name, 8 + key->mv_size);
+		MDB_val		v;
+		int			rc;
+
+		if (!page_put_version(page, &version))
+			return fail(STORE_FAILED, "out of memory");
+		header[1]++;
+		if (version.flags == FLAG_NONE || version.tau <= horizon)
+			break;
+		store_be64(name, newer);
+		rc = mdb_get(reader->txn, reader->store->hist, &k, &v);
+		if (rc == MDB_NOTFOUND)
+			break;
+		if (rc != 0)
+			return lmdb_fail(rc, "history");
+		if (!parse_version(&v, &version))
+			return bad_version();
+		if (version.flags != FLAG_NONE && version.tau >= newer)
+			return fail(STORE_DAMAGED, "the history of a key goes in circles");
+	}
+	memcpy(page->data + at, header, sizeof(header));
+	return STORE_OK;
+}
+
+StoreStatus
+store_export(StoreReader *reader, StoreBytes lo, StoreBytes hi, size_t max_bytes, StoreBuffer *page, StoreBuffer *next,
+			 int64_t *applied, int64_t *horizon)
+{
+	StoreStatus status = read_begin(reader);
+	size_t		start = page->len;
+	MDB_val		k = val(lo.data, lo.len);
+	MDB_val		v;
+	int			rc;
+
+	if (status != STORE_OK)
+		return status;
+	rc = meta_get(reader->txn, reader->store->meta, "applied", &v);
+	if (rc == 0 && v.mv_size == 8)
+	{
+		*applied = load64(v.mv_data);
+		rc = meta_get(reader->txn, reader->store->meta, "horizon", &v);
+	}
+	if (rc == 0 && v.mv_size == 8)
+		*horizon = load64(v.mv_data);
+	else if (rc == 0)
+		status = fail(STORE_DAMAGED, "the store's times are damaged");
+	if (rc == 0)
+		rc = mdb_cursor_renew(reader->txn, reader->cursor);
+	if (rc == 0)
+		rc = mdb_cursor_get(reader->cursor, &k, &v, lo.len > 0 ? MDB_SET_RANGE : MDB_FIRST);
+	while (rc == 0 && status == STORE_OK)
+	{
+		Version		version;
+
+		if (hi.len > 0 && compare(k.mv_data, k.mv_size, hi.data, hi.len) >= 0)
+			break;
+		if (page->len - start >= max_bytes)
+		{
+			if (!page_put(next, k.mv_data, k.mv_size))
+				status = fail(STORE_FAILED, "out of memory");
+			break;
+		}
+		if (!parse_version(&v, &version))
+			status = bad_version();
+		/* a tombstone that nobody can see would never be collected there */
+		else if (version.flags != FLAG_TOMBSTONE || version.tau > *horizon)
+			status = export_key(reader, &k, version, *horizon, page);
+		if (status == STORE_OK)
+			rc = mdb_cursor_get(reader->cursor, &k, &v, MDB_NEXT);
+	}
+	if (status == STORE_OK && rc != 0 && rc != MDB_NOTFOUND)
+		status = lmdb_fail(rc, "cannot read the store");
+	read_end(reader);
+	if (status != STORE_OK)
+		page->len = start;
+	return status;
+}
+
+/* What is left of a page. */
+typedef struct Page
+{
+	const uint8_t *at;
+	size_t		left;
+} Page;
+
+static const uint8_t *
+page_take(Page *page, size_t len)
+{
+	const uint8_t *taken = page->at;
+
+	if (len > page->left)
+		return NULL;
+	page->at += len;
+	page->left -= len;
+	return taken;
+}
+
+static StoreStatus
+import_key(Writing *w, Page *page, StoreBytes lo, StoreBytes hi, StoreBytes *last)
+{
+	const uint8_t *header = page_take(page, PAGE_KEY_HEADER);
+	uint32_t	counts[2];
+	const uint8_t *key;
+	int64_t		newer = INT64_MAX;
+
+	if (!header)
+		return malformed("a page of versions that is cut short");
+	memcpy(counts, header, sizeof(counts));
+	key = page_take(page, counts[0]);
+	if (!key || counts[0] == 0 || counts[0] > STORE_MAX_KEY || counts[1] == 0)
+		return malformed("a page of versions with a key that is none");
+	if (compare(key, counts[0], lo.data, lo.len) < 0 ||
+		(hi.len > 0 && compare(key, counts[0], hi.data, hi.len) >= 0) ||
+		(last->data && compare(key, counts[0], last->data, last->len) <= 0))
+		return malformed("a page of versions with a key outside of its range or order");
+	*last = (StoreBytes) {key, counts[0]};
+	for (uint32_t i = 0; i < counts[1]; i++)
+	{
+		Version		version;
+		uint32_t	len;
+		int			rc;
+
+		header = page_take(page, PAGE_VERSION_HEADER);
+		if (!header)
+			return malformed("a page of versions that is cut short");
+		memcpy(&len, header + 9, 4);
+		version.tau = load64(header);
+		version.flags = header[8];
+		version.len = len;
+		version.value = page_take(page, len);
+		if (!version.value || version.flags > FLAG_NONE || (i == 0 && version.flags == FLAG_NONE) ||
+			(version.flags != FLAG_NONE && version.tau >= newer))
+			return malformed("a page of versions with one that cannot be");
+		if (i > 0)
+			rc = put_hist(w, newer, key, counts[0], version.tau, version.flags, version.value, version.len);
+		else
+		{
+			MDB_val		k = val(key, counts[0]);
+			MDB_val		v = val(NULL, VERSION_HEADER + version.len);
+
+			rc = mdb_cursor_put(w->main, &k, &v, MDB_NOOVERWRITE | MDB_RESERVE);
+			if (rc == MDB_KEYEXIST)
+				return fail(STORE_FAILED, "the store holds keys of a range that it is to take over");
+			if (rc == 0)
+			{
+				uint8_t    *p = v.mv_data;
+
+				store64(p, version.tau);
+				p[8] = version.flags;
+				if (len > 0)
+					memcpy(p + VERSION_HEADER, version.value, len);
+				if (version.flags == FLAG_VALUE)
+					rc = count(w, key, counts[0], 1, version.len);
+			}
+		}
+		if (rc != 0)
+			return lmdb_fail(rc, "cannot take over a range");
+		newer = version.tau;
+	}
+	return STORE_OK;
+}
+
+StoreStatus
+store_import(Store *store, StoreBytes data, StoreBytes lo, StoreBytes hi, int64_t applied, int64_t horizon,
+			 const StoreMeta *metas, size_t n)
+{
+	Writing		w;
+	Page		page = {data.data, data.len};
+	StoreBytes	last = {0};
+	StoreStatus status = STORE_OK;
+
+	for (size_t i = 0; i < n; i++)
+		if ((status = check_meta_key(metas[i].key)) != STORE_OK)
+			return status;
+	pthread_mutex_lock(&store->lock);
+	if (applied < store->applied)
+		status = fail(STORE_FAILED, "versions as of %lld for a store that has applied %lld", (long long) applied,
+					  (long long) store->applied);
+	if (status == STORE_OK)
+		status = write_begin(&w, store);
+	if (status == STORE_OK)
+	{
+		int			rc = 0;
+
+		if (horizon < store->horizon)
+			horizon = store->horizon;
+		while (page.left > 0 && status == STORE_OK)
+			status = import_key(&w, &page, lo, hi, &last);
+		if (status == STORE_OK)
+		{
+			rc = flush_stats(&w);
+			for (size_t i = 0; i < n && rc == 0; i++)
+			{
+				MDB_val		k = val(metas[i].key.data, metas[i].key.len);
+				MDB_val		v = val(metas[i].value.data, metas[i].value.len);
+
+				rc = mdb_put(w.txn, store->meta, &k, &v, 0);
+			}
+			if (rc == 0)
+				rc = meta_put_state(store, w.txn, store->applied, horizon, store->position, store->position_len);
+			if (rc != 0)
+				status = lmdb_fail(rc, "cannot take over a range");
+		}
+		status = write_end(&w, status);
+		if (status == STORE_OK)
+			keep_state(store, store->applied, horizon, store->position, store->position_len);
+	}
+	pthread_mutex_unlock(&store->lock);
+	return status;
+}
+
 StoreStatus
 store_set_meta(Store *store, StoreBytes key, StoreBytes value)
 {

@@ -301,6 +301,36 @@ extern StoreStatus store_collect(Store *store, int64_t horizon, size_t max_entri
 /* Remove up to max_entries entries of a relation id; *done when none is left. */
 extern StoreStatus store_drop(Store *store, uint64_t relid, size_t max_entries, bool *done);
 
+/*
+ * Remove up to max_entries keys of [lo, hi) that this store holds no longer
+ * (empty: no end); *done when none is left.  The caller refuses reads of them
+ * and applies nothing to them.  A later rollback may bring some of them back.
+ */
+extern StoreStatus store_erase(Store *store, StoreBytes lo, StoreBytes hi, size_t max_entries, bool *done);
+
+/*
+ * Take over all of another store, which nobody writes: keys, history, stats;
+ * not its meta records.  Both must have applied the same tau and hold different
+ * keys, else nothing is changed.
+ */
+extern StoreStatus store_absorb(Store *store, const char *path);
+
+/*
+ * All versions of the keys in [lo, hi) (empty: no end) that a read at or above
+ * the horizon may need, as of one moment: up to about max_bytes of them, at
+ * least one key; *next: where to go on, left empty when nothing is left.
+ */
+extern StoreStatus store_export(StoreReader *reader, StoreBytes lo, StoreBytes hi, size_t max_bytes,
+								StoreBuffer *page, StoreBuffer *next, int64_t *applied, int64_t *horizon);
+
+/*
+ * Take over such a page, atomically with meta records.  The store must hold no
+ * key of [lo, hi), and `applied`, the page's, must not be below this store's:
+ * then applying what follows here leads to what the other store has.
+ */
+extern StoreStatus store_import(Store *store, StoreBytes data, StoreBytes lo, StoreBytes hi, int64_t applied,
+								int64_t horizon, const StoreMeta *metas, size_t n);
+
 extern StoreStatus store_set_meta(Store *store, StoreBytes key, StoreBytes value);
 
 /* fsync; clean: also mark the store as complete on disk, until the next write */

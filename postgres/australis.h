@@ -21,7 +21,7 @@
  *	  layout.c		 how a table's rows are keyed; rekey.c: another key later
  *	  table_am.c	 the table access method
  *	  index_am.c	 the index access method (index_scan.c, index_build.c,
- *					 index_cost.c); online_index.c: built under writes
+ *					 index_cost.c); online_index.c: built under writes; reindex.c
  *	  messages.c	 msgpack, framing; client.c: sockets, waiting
  *	  ddl_capture.c, ddl_apply.c  catalog effects out and in
  *	  statistics.c	 what ANALYZE finds, on all query processors

@@ -76,6 +76,8 @@ extern int64 au_peers_bell(void);
 extern void au_peers_sleep(int64 bell, int ms);
 extern void au_peers_ring(void);
 extern bool au_peers_exist(void);
+/* Is this error one of catalogs that changed meanwhile (the client is told OC001)? */
+extern bool au_error_is_stale(const ErrorData *error);
 extern void au_peers_committed(int64 n);
 
 extern void au_peers_ring_others(void);

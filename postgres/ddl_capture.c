@@ -1428,6 +1428,9 @@ au_ddl_collect(StringInfo record, List **changed, List **depends)
 
 		name_relations(&capture);
 
+		/* it waits for the applier, which needs the lock that is taken next */
+		(void) au_tau_start();
+
 		/*
 		 * One transaction at a time, until its local commit, so that records
 		 * are numbered in the order in which they become visible here.

@@ -542,10 +542,12 @@ step_drop(Build *b)
 
 /* Can the same be tried again? */
 static bool
-may_pass(int sqlstate)
+may_pass(const ErrorData *error)
 {
+	int			sqlstate = error->sqlerrcode;
+
 	return sqlstate == ERRCODE_T_R_SERIALIZATION_FAILURE || sqlstate == ERRCODE_CANNOT_CONNECT_NOW ||
-		sqlstate == ERRCODE_T_R_DEADLOCK_DETECTED;
+		sqlstate == ERRCODE_T_R_DEADLOCK_DETECTED || au_error_is_stale(error);
 }
 
 /*
@@ -587,7 +589,7 @@ insist(Build *b, Step (*work) (Build *), Step *step)
 		if (!PostmasterIsAlive())
 			proc_exit(1);
 		error = try_step(b, work, step);
-		if (error == NULL || !may_pass(error->sqlerrcode) || attempt >= STATE_ATTEMPTS)
+		if (error == NULL || !may_pass(error) || attempt >= STATE_ATTEMPTS)
 			return error;
 		FreeErrorData(error);
 		/* progress has ended with the transaction */
@@ -628,6 +630,26 @@ next_transaction(void)
 		PopActiveSnapshot();
 	CommitTransactionCommand();
 	StartTransactionCommand();
+}
+
+/* NULL or the error, with the transaction as it is then. */
+static pg_noinline ErrorData *
+try_next_transaction(MemoryContext context)
+{
+	ErrorData  *volatile error = NULL;
+
+	PG_TRY();
+	{
+		next_transaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	return error;
 }
 
 static MemoryContext
@@ -719,9 +741,12 @@ au_online_index_created(Oid index)
 	}
 }
 
-static pg_noinline void
+/* NULL or the error, with the transaction as it is then. */
+static pg_noinline ErrorData *
 run_deferred(Oid heap, MemoryContext context, void (*statement) (void *), void *arg)
 {
+	ErrorData  *volatile error = NULL;
+
 	deferring = true;
 	deferred_heap = heap;
 	deferred_context = context;
@@ -730,11 +755,41 @@ run_deferred(Oid heap, MemoryContext context, void (*statement) (void *), void *
 	{
 		statement(arg);
 	}
-	PG_FINALLY();
+	PG_CATCH();
 	{
-		deferring = false;
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
 	}
 	PG_END_TRY();
+	deferring = false;
+	return error;
+}
+
+/*
+ * CONCURRENTLY is several transactions of PostgreSQL's; only the first one
+ * matters here.  If a later one lost to a schema change, there is the index,
+ * building, and the rest follows as if nothing had happened.
+ */
+static void
+go_on_if_begun(ErrorData *error, bool concurrent)
+{
+	HeapTuple	tuple;
+	bool		begun = false;
+
+	if (!concurrent || created == NIL || !may_pass(error))
+		ThrowErrorData(error);
+	AbortCurrentTransaction();
+	StartTransactionCommand();
+	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(linitial_oid(created)));
+	if (HeapTupleIsValid(tuple))
+	{
+		begun = ((Form_pg_index) GETSTRUCT(tuple))->indisready;
+		ReleaseSysCache(tuple);
+	}
+	if (!begun)
+		ThrowErrorData(error);
+	FreeErrorData(error);
 }
 
 /* Take back that it is valid; false: it was not. */
@@ -767,7 +822,12 @@ au_online_index_create(IndexStmt *stmt, void (*statement) (void *), void *arg)
 	ErrorData  *error = NULL;
 	Step		step;
 
-	run_deferred(RangeVarGetRelid(stmt->relation, NoLock, true), context, statement, arg);
+	error = run_deferred(RangeVarGetRelid(stmt->relation, NoLock, true), context, statement, arg);
+	if (error != NULL)
+	{
+		go_on_if_begun(error, concurrent);
+		error = NULL;
+	}
 	if (created == NIL)
 	{
 		MemoryContextDelete(context);
@@ -793,7 +853,10 @@ au_online_index_create(IndexStmt *stmt, void (*statement) (void *), void *arg)
 			root.parents = lappend_oid(root.parents, index);
 	}
 	MemoryContextSwitchTo(old);
-	next_transaction();
+	error = try_next_transaction(context);
+	if (error != NULL)
+		go_on_if_begun(error, concurrent);
+	error = NULL;
 	MemoryContextSwitchTo(context);
 	foreach_ptr(Build, b, builds)
 	{

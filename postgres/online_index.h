@@ -26,6 +26,13 @@ extern void au_online_index_create(IndexStmt *stmt, void (*statement) (void *), 
 extern Oid	au_online_index_to_complete(ReindexStmt *stmt, bool top_level);
 extern void au_online_index_complete(Oid index, bool concurrent);
 
+/*
+ * REINDEX TABLE, SCHEMA or DATABASE as a REINDEX INDEX for each index, given
+ * to `run`, in transactions of its own (reindex.c).  False: it is none, or is
+ * to be run as it is.
+ */
+extern bool au_reindex_each(ReindexStmt *stmt, bool top_level, void (*run) (Node *, void *), void *arg);
+
 /* Can this run as PostgreSQL's REINDEX INDEX CONCURRENTLY? */
 extern bool au_online_index_can_copy(ReindexStmt *stmt);
 

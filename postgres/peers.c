@@ -237,6 +237,12 @@ catalogs_moved(void)
 	return ddl > au_ddl_applied() && au_peers_exist();
 }
 
+bool
+au_error_is_stale(const ErrorData *error)
+{
+	return may_be_stale(error) && MyBackendType == B_BACKEND && MyDatabaseId != InvalidOid && catalogs_moved();
+}
+
 static void
 look_at_error(ErrorData *error)
 {
@@ -250,7 +256,7 @@ look_at_error(ErrorData *error)
 		error->detail = pstrdup("A schema change by another query processor waited for this transaction.");
 		error->hint = pstrdup("The transaction might succeed if retried.");
 	}
-	else if (may_be_stale(error) && MyBackendType == B_BACKEND && MyDatabaseId != InvalidOid && catalogs_moved())
+	else if (au_error_is_stale(error))
 	{
 		error->detail = psprintf("With catalogs that were changing, it failed: %s", error->message);
 		error->message = pstrdup("schema has been updated by another transaction, please retry: (OC001)");

@@ -922,6 +922,24 @@ is_concurrent(ReindexStmt *stmt)
 	return false;
 }
 
+static void run_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilityContext context,
+						ParamListInfo params, QueryEnvironment *env, DestReceiver *dest,
+						QueryCompletion *completion);
+
+/* One of the statements that a statement is made of. */
+static void
+run_one(Node *stmt, void *arg)
+{
+	Statement  *s = arg;
+	PlannedStmt *pstmt = makeNode(PlannedStmt);
+
+	pstmt->commandType = CMD_UTILITY;
+	pstmt->utilityStmt = stmt;
+	pstmt->stmt_location = s->pstmt->stmt_location;
+	pstmt->stmt_len = s->pstmt->stmt_len;
+	run_utility(pstmt, s->query, false, PROCESS_UTILITY_TOPLEVEL, s->params, s->env, None_Receiver, NULL);
+}
+
 /* Statements that become several transactions; false: this is none. */
 static bool
 run_online(Statement *s, bool top_level)
@@ -967,6 +985,13 @@ run_utility(PlannedStmt *pstmt, const char *query, bool read_only, ProcessUtilit
 	if (!IsAbortedTransactionBlockState() &&
 		(changes_catalogs(stmt) || IsA(stmt, ExplainStmt) || IsA(stmt, VacuumStmt)))
 		au_oids_ensure();
+	if (!IsAbortedTransactionBlockState() && IsA(stmt, ReindexStmt))
+	{
+		Statement	s = {pstmt, query, read_only, context, params, env, dest, completion};
+
+		if (au_reindex_each((ReindexStmt *) stmt, top_level, run_one, &s))
+			return;
+	}
 	if (changes_catalogs(stmt) || IsA(stmt, ExplainStmt))
 	{
 		/* plans and functions keep their trees */

@@ -94,6 +94,46 @@ class Store:
     def drop(self, relid: int, max_entries: int) -> bool:
         """Remove at most that many entries of a relation id; True when none is left."""
 
+    def erase(self, lo: Buffer, hi: Buffer, max_entries: int) -> bool:
+        """Remove at most that many keys of [lo, hi) (empty ``hi``: no end) and their stats; True when none is left.
+
+        For a range that this store does not hold any more: nobody may read or apply it. History stays until collected.
+        """
+
+    def absorb(self, path: str | PathLike[str]) -> None:
+        """Take over keys, history and stats of the store in directory ``path``, which nobody writes.
+
+        StoreError, and nothing is changed, unless both have applied the same τ and hold different keys.
+        """
+
+    def split(self, lo: Buffer, hi: Buffer, max: int) -> list[bytes]:
+        """Return at most that many (and 256) keys, ascending, that cut [lo, hi) into about equal parts.
+
+        Empty: from the first key, to the last one. Keys are cut to 255 bytes.
+        """
+
+    def export(self, lo: Buffer, hi: Buffer, max_bytes: int) -> tuple[bytes, bytes, int, int]:
+        """Return (page, next, applied, horizon) as of one moment: all versions of the first keys of [lo, hi).
+
+        Empty ``next``: nothing is left; else the key to go on with. Empty bounds: the first key, no end.
+        """
+
+    def import_page(
+        self,
+        page: Buffer,
+        lo: Buffer,
+        hi: Buffer,
+        applied: int,
+        horizon: int,
+        ranges: Buffer,
+        garbage: Buffer,
+    ) -> None:
+        """Take over a page of ``export`` with keys in [lo, hi), and set the meta records "ranges" and "garbage".
+
+        StoreError, and nothing is changed, if this store holds one of these keys, has applied more than ``applied``, or
+        the page is damaged.
+        """
+
     def get_many(self, keys: Sequence[bytes], tau: int) -> bytes:
         """A batch with one entry per key, in that order."""
 

@@ -51,6 +51,7 @@ TOPOLOGY_VARIABLE = "AUSTRALIS_TOPOLOGY"  # content of a topology, for ourselves
 DEFAULT_DATA = "australis-data"
 SYSTEM_DATA = Path("/var/lib/australis")
 STOP_SECONDS = 60.0
+SHARD_MOVE_SECONDS = 1800.0
 MOVE_SECONDS = 60.0
 PSQL_KEEPS = ("PGOPTIONS", "PGAPPNAME", "PGCLIENTENCODING", "PGTZ", "PGDATESTYLE", "PGCONNECT_TIMEOUT")
 NOT_RUNNING = 3  # exit status of `status`, as of init scripts
@@ -410,14 +411,16 @@ def restart(data: Path | None, rolling: bool, names: tuple[str, ...]) -> None:
 @click.option("--relation", metavar="DATABASE/RELFILENUMBER", help="All of a table or index.")
 @click.option("--lo", metavar="HEX", help="First key of the range.")
 @click.option("--hi", metavar="HEX", help="End of the range, not part of it.")
-@click.option("--to", "target", type=int, required=True, help="Number of the adjudicator that takes it.")
-def move(data: Path | None, relation: str | None, lo: str | None, hi: str | None, target: int) -> None:
-    """Move a key range to another adjudicator; commits go on meanwhile."""
+@click.option("--to", "target", type=int, required=True, help="Number of the adjudicator or shard that takes it.")
+@click.option("--shard", is_flag=True, help="Move what storage holds: --to is a shard.")
+def move(data: Path | None, relation: str | None, lo: str | None, hi: str | None, target: int, shard: bool) -> None:
+    """Move a key range to another adjudicator, or with --shard to another shard; reads and writes go on meanwhile."""
     import asyncio
 
     from australis.control_plane import survey
     from australis.control_plane.multiprocess import role_configs
     from australis.keyspace import relation_id, relation_range
+    from australis.protocol.messages import MoveRange, MoveShard
 
     layout = _existing(data)
     _running(layout)
@@ -433,7 +436,9 @@ def move(data: Path | None, relation: str | None, lo: str | None, hi: str | None
         raise click.UsageError(f"not a range of keys: {error}") from error
     places = [config.listen for config in role_configs(layout) if config.role == "control"]
     identity = survey.tool_identity(_cluster(layout).id, layout.roles / survey.TOOL)
-    refusal = asyncio.run(survey.move_range(places, identity, first, end, target, MOVE_SECONDS))
+    request: MoveRange | MoveShard = MoveShard(1, first, end, target) if shard else MoveRange(1, first, end, target)
+    seconds = SHARD_MOVE_SECONDS if shard else MOVE_SECONDS
+    refusal = asyncio.run(survey.move_range(places, identity, request, seconds))
     if refusal:
         raise ClusterError(refusal)
     click.echo("moved", err=True)

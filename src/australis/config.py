@@ -185,15 +185,22 @@ def _journal_mistake(journal: Journal) -> str:
     return ""
 
 
+def pool_mistake(pool: Pool) -> str:
+    """What is wrong with a pool by itself; empty if nothing is."""
+    if pool.min > pool.max:
+        return f"min = {pool.min} is more than max = {pool.max}"
+    if not math.isfinite(pool.idle):
+        return f"idle: expected a number of seconds, got {pool.idle}"
+    return ""
+
+
 def _pool_mistake(config: Config, fixed: bool) -> str:
     """What is wrong with the section; empty if nothing is."""
     assert config.pool is not None
     if fixed:
         return "and query_processors exclude each other; remove one of them"
-    if config.pool.min > config.pool.max:
-        return f"min = {config.pool.min} is more than max = {config.pool.max}"
-    if not math.isfinite(config.pool.idle):
-        return f"idle: expected a number of seconds, got {config.pool.idle}"
+    if mistake := pool_mistake(config.pool):
+        return mistake
     if config.connections is not None and config.pool.sessions > config.connections:
         return f"sessions = {config.pool.sessions} is more than connections = {config.connections} of the whole cluster"
     return ""

@@ -52,6 +52,25 @@ class KeyRanges:
         return lo >= hi or (at >= 0 and hi <= self.list[at][1])
 
 
+def without(ranges: Iterable[tuple[bytes, bytes]], taken: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the parts of `ranges` that are in none of `taken`, in order."""
+    gaps: list[tuple[bytes, bytes]] = []
+    holes = KeyRanges(taken).list
+    for lo, hi in KeyRanges(ranges).list:
+        at = lo
+        for left, right in holes:
+            if right <= at:
+                continue
+            if left >= hi:
+                break
+            if at < left:
+                gaps.append((at, left))
+            at = right
+        if at < hi:
+            gaps.append((at, hi))
+    return gaps
+
+
 def relation_id(database: int, relfilenumber: int) -> int:
     """Return the storage id of a table or index."""
     return database << 32 | relfilenumber

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -47,12 +48,26 @@ class _Encoded(msgspec.Struct, frozen=True, array_like=True):
     keys: list[Range]
     shards: list[Shard]
     placement: list[Range]
+    incoming: list[Range] = []
 
 
 class PartitionMap:
-    """`keys`: ranges of adjudicators, `placement`: ranges of shards; both sorted by lo."""
+    """`keys`: ranges of adjudicators, `placement`: ranges of shards; both sorted by lo.
 
-    __slots__ = ("_key_bounds", "_place_bounds", "adjudicators", "keys", "placement", "replicas", "shards", "version")
+    `incoming`: ranges that shards are taking over and do not answer for yet.
+    """
+
+    __slots__ = (
+        "_key_bounds",
+        "_place_bounds",
+        "adjudicators",
+        "incoming",
+        "keys",
+        "placement",
+        "replicas",
+        "shards",
+        "version",
+    )
 
     def __init__(
         self,
@@ -61,6 +76,7 @@ class PartitionMap:
         keys: Sequence[Range],
         shards: Sequence[Shard],
         placement: Sequence[Range],
+        incoming: Sequence[Range] = (),
     ) -> None:
         """Raises MapError with what is wrong."""
         if version < 1:
@@ -77,6 +93,7 @@ class PartitionMap:
         _distinct("replica", [replica for shard in shards for replica in shard.replicas])
         self.keys = _covering("adjudicator", keys, set(adjudicators))
         self.placement = _covering("shard", placement, set(self.replicas))
+        self.incoming = _apart(incoming, set(self.replicas))
         self._key_bounds = [item.lo for item in self.keys]
         self._place_bounds = [item.lo for item in self.placement]
 
@@ -107,6 +124,14 @@ class PartitionMap:
         """Ranges of one adjudicator."""
         return [(item.lo, item.hi) for item in self.keys if item.owner == adjudicator]
 
+    def placed(self, shard: int) -> list[tuple[bytes, bytes]]:
+        """Ranges that a shard answers for."""
+        return [(item.lo, item.hi) for item in self.placement if item.owner == shard]
+
+    def wanted(self, shard: int) -> list[tuple[bytes, bytes]]:
+        """Ranges that a shard answers for or is taking over."""
+        return self.placed(shard) + [(item.lo, item.hi) for item in self.incoming if item.owner == shard]
+
     def relation_owners(self, storage_ids: Iterable[int]) -> set[int]:
         """Owners of parts of a relation, given the storage ids of its table and indexes (rule A5)."""
         return {piece.owner for storage in storage_ids for piece in self.pieces(*relation_range(storage))}
@@ -117,18 +142,37 @@ class PartitionMap:
         """Return the next version, in which [lo, hi) belongs to adjudicator `owner`. MapError if it can't."""
         if not lo < hi:
             raise MapError(f"partition map: the range {_text(lo)}..{_text(hi)} is empty")
-        parts = [
-            *self.pieces(b"", lo),
-            Range(lo, hi, owner),
-            *self.pieces(hi, KEYSPACE_END),
-        ]
-        joined: list[Range] = []
-        for part in parts:
-            if joined and joined[-1].owner == part.owner:
-                joined[-1] = Range(joined[-1].lo, part.hi, part.owner)
-            else:
-                joined.append(part)
-        return PartitionMap(self.version + 1, self.adjudicators, joined, self.shards, self.placement)
+        keys = _replaced(self.keys, self._key_bounds, [Range(lo, hi, owner)])
+        return self._next(keys=keys)
+
+    def arriving(self, ranges: Sequence[Range]) -> PartitionMap:
+        """Return the next version, in which shards (`owner`) are taking over these ranges. MapError if they can't."""
+        return self._next(incoming=ranges)
+
+    def arrived(self) -> PartitionMap:
+        """Return the next version, in which shards answer for what they were taking over."""
+        return self._next(placement=_replaced(self.placement, self._place_bounds, self.incoming), incoming=())
+
+    def with_shards(self, shards: Sequence[Shard]) -> PartitionMap:
+        """Return the next version, with these shards and replicas; those that hold ranges must be among them."""
+        return self._next(shards=shards)
+
+    def _next(
+        self,
+        *,
+        keys: Sequence[Range] | None = None,
+        shards: Sequence[Shard] | None = None,
+        placement: Sequence[Range] | None = None,
+        incoming: Sequence[Range] | None = None,
+    ) -> PartitionMap:
+        return PartitionMap(
+            self.version + 1,
+            self.adjudicators,
+            self.keys if keys is None else keys,
+            self.shards if shards is None else shards,
+            self.placement if placement is None else placement,
+            self.incoming if incoming is None else incoming,
+        )
 
     # ----------------------------------------------------------------------------------------------------- bytes
 
@@ -142,6 +186,7 @@ class PartitionMap:
                 list(self.keys),
                 list(self.shards),
                 list(self.placement),
+                list(self.incoming),
             )
         )
 
@@ -154,7 +199,9 @@ class PartitionMap:
             raise MapError(f"not a partition map: {error}") from None
         if encoded.format != FORMAT:
             raise MapError(f"partition map of format {encoded.format}, this program knows {FORMAT}")
-        return PartitionMap(encoded.version, encoded.adjudicators, encoded.keys, encoded.shards, encoded.placement)
+        return PartitionMap(
+            encoded.version, encoded.adjudicators, encoded.keys, encoded.shards, encoded.placement, encoded.incoming
+        )
 
 
 def _distinct(what: str, names: Sequence[int] | Sequence[str]) -> None:
@@ -184,6 +231,37 @@ def _covering(what: str, ranges: Sequence[Range], known: set[int]) -> tuple[Rang
     if at != KEYSPACE_END:
         raise MapError(f"partition map: the {what}s' ranges end at {_text(at)}, not at {_text(KEYSPACE_END)}")
     return tuple(ordered)
+
+
+def _apart(ranges: Sequence[Range], known: set[int]) -> tuple[Range, ...]:
+    """Sort ranges that shards take over, and make sure that no two overlap."""
+    ordered = sorted(ranges, key=lambda item: item.lo)
+    for item in ordered:
+        if item.owner not in known:
+            raise MapError(f"partition map: {_text(item.lo)}..{_text(item.hi)} goes to unknown shard {item.owner}")
+        if not item.lo < item.hi <= KEYSPACE_END:
+            raise MapError(f"partition map: the range {_text(item.lo)}..{_text(item.hi)} cannot be taken over")
+    for left, right in pairwise(ordered):
+        if right.lo < left.hi:
+            raise MapError(f"partition map: two shards take over keys from {_text(right.lo)}")
+    return tuple(ordered)
+
+
+def _replaced(ranges: tuple[Range, ...], bounds: list[bytes], changes: Sequence[Range]) -> list[Range]:
+    """Return ranges that cover the keyspace, with new owners for some keys; neighbours of one owner are joined."""
+    parts: list[Range] = []
+    at = b""
+    for change in sorted(changes, key=lambda item: item.lo):
+        parts += [*_pieces(ranges, bounds, at, change.lo), change]
+        at = change.hi
+    parts += _pieces(ranges, bounds, at, KEYSPACE_END)
+    joined: list[Range] = []
+    for part in parts:
+        if joined and joined[-1].owner == part.owner:
+            joined[-1] = Range(joined[-1].lo, part.hi, part.owner)
+        else:
+            joined.append(part)
+    return joined
 
 
 def _pieces(ranges: tuple[Range, ...], bounds: list[bytes], lo: bytes, hi: bytes) -> list[Range]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import psycopg
@@ -154,3 +155,51 @@ def test_without_an_adjudicator_writers_wait_cancellable_and_open_snapshots_go_o
         writer.execute("INSERT INTO open VALUES (12)")
         reader.execute("COMMIT")
         assert reader.execute("SELECT count(*) FROM open").fetchone() == (11,)
+
+
+def test_index_builds_beside_schema_changes_elsewhere(cluster: PlaneCluster) -> None:
+    """Several transactions each, some of them without a snapshot: none may bar those who apply the other's changes."""
+    stop = threading.Event()
+    failures: list[str] = []
+    changed = 0
+
+    def change() -> None:
+        nonlocal changed
+        with cluster.server(1).connect() as session:
+            while not stop.is_set():
+                try:
+                    session.execute("CREATE TABLE IF NOT EXISTS passing (id int)")
+                    session.execute("DROP TABLE IF EXISTS passing")
+                    changed += 1
+                except psycopg.errors.SerializationFailure:
+                    continue
+                except psycopg.Error as error:
+                    failures.append(f"{error.sqlstate} {error}")
+
+    with cluster.server(0).connect() as session:
+        session.execute("CREATE TABLE built AS SELECT g AS a FROM generate_series(1, 10) g")
+        thread = threading.Thread(target=change)
+        thread.start()
+        made = refused = 0
+        try:
+            while made < 40:
+                try:
+                    session.execute("DROP INDEX IF EXISTS built_a")
+                except psycopg.errors.SerializationFailure:
+                    continue
+                try:
+                    session.execute("CREATE INDEX CONCURRENTLY built_a ON built (a)")
+                except psycopg.errors.SerializationFailure:
+                    refused += 1  # its first step, as any schema change: there is nothing left of it
+                    assert session.execute("SELECT FROM pg_class WHERE relname = 'built_a'").fetchone() is None
+                    continue
+                made += 1
+                valid = session.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = 'built_a'::regclass")
+                assert valid.fetchone() == (True,)
+        finally:
+            stop.set()
+            thread.join(60)
+        print(made, "made", refused, "refused", changed, "changes elsewhere")
+        session.execute("DROP TABLE built")
+    assert not failures
+    assert changed

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tomllib
 from pathlib import Path
 
 from tests.matrix.cluster import many_processes
+from tests.matrix.moves import moves
 from tests.matrix.run import HEADER, ROLES, SMALL, Matrix, rolling_restart, write_json
 
 
@@ -18,6 +20,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--restart", action="store_true", help="restart every role, rolling, instead of faults")
+    parser.add_argument(
+        "--moves", action="store_true", help="move, split, merge and rebuild what storage holds instead"
+    )
     parser.add_argument("--json", type=Path, help="write the report here, too")
     options = parser.parse_args()
     topology = options.topology.read_text() if options.topology else SMALL
@@ -29,6 +34,9 @@ def main() -> int:
             for _ in range(options.rounds):
                 if options.restart:
                     rolling_restart(matrix)
+                    continue
+                if options.moves:
+                    moves(matrix, 3, tomllib.loads(topology)["shards"])
                     continue
                 matrix.all_faults(tuple(options.roles.split(",")), tuple(options.faults.split(",")))
         finally:

@@ -128,9 +128,11 @@ def states(session: Connection, table: str = TABLE) -> dict[str, tuple[object, o
 def differences(session: Connection, index: str, columns: str, where: str, table: str = TABLE) -> list[str]:
     """What a scan of the index and one of the table do not have in common, on one snapshot; in both orders."""
     found: list[str] = []
-    first = columns.split(",")[0]
-    if "(" in first:
-        first = columns[: columns.index(")") + 1]
+    order = [columns.split(",")[0]]
+    if "(" in order[0]:
+        order = [columns[: columns.index(")") + 1]]
+    if index == "one":
+        order = ["id", "a"]  # the primary key has the first order too
     with session.transaction():
         session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         session.execute("SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off")
@@ -138,10 +140,13 @@ def differences(session: Connection, index: str, columns: str, where: str, table
         plan = session.execute(f"EXPLAIN {query}").fetchall()
         assert "Seq Scan" in str(plan), plan
         rows = Counter(session.execute(query).fetchall())
-        session.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
+        session.execute(
+            "SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off; SET LOCAL enable_incremental_sort = off"
+        )
         session.execute("SET LOCAL enable_indexscan = on; SET LOCAL enable_indexonlyscan = on")
         for direction in ("", " DESC"):
-            query = f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {first}{direction}"
+            by = ", ".join(column + direction for column in order)
+            query = f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {by}"
             plan = session.execute(f"EXPLAIN {query}").fetchall()
             assert f"using {index} " in str(plan), plan
             entries = Counter(session.execute(query).fetchall())

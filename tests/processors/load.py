@@ -1,11 +1,12 @@
 """Clients that move money while the schema changes under them; nothing but 40001 may surprise them.
 
-    python -m tests.processors --seconds 60 --clients 64
+    python -m tests.processors --seconds 60 --clients 64 [--topology adjudicators=2,shards=2]
 
 Each transfer takes from one account what it gives to another and writes one line of a journal table with a foreign key;
 each audit adds up all balances, through another plan every time. Meanwhile one session per query processor changes the
 same tables: columns come, go, and change their type (a rewrite), views and functions are replaced, a side table is
-truncated, dropped and made again, constraints and triggers come and go.
+truncated, dropped and made again, constraints come and go, indexes are made and made again (online) and dropped, and
+the tables are analyzed.
 
 What must hold: the sum of all balances is the same in every answer; a journal line is there for every transfer that was
 acknowledged; errors are 40001, and nothing else, on clients and on those who change the schema. A session that is idle
@@ -56,19 +57,21 @@ class Result:
     audits: int = 0
     changes: int = 0
     retries: Counter[str] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)  # what the retried were told
     wrong: list[str] = field(default_factory=list)
     lines: int = 0
 
     def line(self) -> str:
         retried = ", ".join(f"{n} {what}" for what, n in sorted(self.retries.items()))
+        codes = ", ".join(f"{n} {code}" for code, n in sorted(self.codes.items()))
         return (
-            f"{self.transfers} transfers, {self.audits} audits, {self.changes} schema changes; retried: {retried}; "
-            f"wrong: {len(self.wrong)}"
+            f"{self.transfers} transfers, {self.audits} audits, {self.changes} schema changes; retried: {retried} "
+            f"({codes}); wrong answers and other errors: {len(self.wrong)}"
         )
 
 
 def changes(number: int, turn: int) -> list[list[str]]:
-    """Statements of one schema change each; a list of several is one transaction."""
+    """Statements of one schema change each; a list of several is one transaction, one alone is in none."""
     return [
         [f"ALTER TABLE account ADD COLUMN extra_{turn} int DEFAULT {turn}"],
         [f"ALTER TABLE account DROP COLUMN IF EXISTS extra_{turn - 1}"],
@@ -82,6 +85,10 @@ def changes(number: int, turn: int) -> list[list[str]]:
             f"ALTER TABLE account ADD CONSTRAINT positive_{number} CHECK (balance > -1000000) NOT VALID",
         ],
         ["DROP INDEX IF EXISTS account_kind"],
+        [f"DROP INDEX IF EXISTS account_kind_{number}"],
+        [f"CREATE INDEX {'CONCURRENTLY' if turn % 2 else ''} account_kind_{number} ON account (kind, balance)"],
+        [f"REINDEX INDEX {'' if turn % 3 else 'CONCURRENTLY'} account_kind_{number}"],
+        ["ANALYZE account"],
         [f"CREATE TABLE passing_{turn} (id int PRIMARY KEY)"],
         [f"DROP TABLE IF EXISTS passing_{turn}"],
         ["COMMENT ON TABLE account IS 'money'"],
@@ -159,8 +166,10 @@ class Load:
             session.open()
         elif error.sqlstate != "40001":
             raise error
+        code = next((code for code in ("OC001", "OC000") if code in str(error)), "refused")
         with self._lock:
             self.result.retries[what] += 1
+            self.result.codes["lost connections" if error.sqlstate is None else code] += 1
 
     def _transfer(self, number: int, random: random.Random) -> None:
         with Session(self._connect, number) as session:
@@ -188,6 +197,8 @@ class Load:
         with Session(self._connect, number) as session:
             while not self._stop.is_set():
                 query = random.choice(AUDITS)
+                if number % 2:  # through an index, whatever it costs
+                    session.connection.execute("SET enable_seqscan = off")
                 try:
                     found = session.connection.execute(query).fetchone()
                 except psycopg.Error as error:
@@ -200,19 +211,27 @@ class Load:
 
     def _change(self, number: int, random: random.Random) -> None:
         turn = number * 1_000_000
+        done = False
         with Session(self._connect, number) as session:
             while not self._stop.is_set():
                 turn += 1
                 for statements in changes(number, turn):
                     if self._stop.is_set():
                         break
+                    if statements[0].startswith(("REINDEX", "CREATE INDEX")) and not done:
+                        continue  # what it builds upon was refused
+                    done = False
                     try:
-                        with session.connection.transaction():
-                            for statement in statements:
-                                session.connection.execute(statement)
+                        if len(statements) == 1:
+                            session.connection.execute(statements[0])
+                        else:
+                            with session.connection.transaction():
+                                for statement in statements:
+                                    session.connection.execute(statement)
                     except psycopg.Error as error:
                         self._retry(session, "changes", error)
                     else:
                         with self._lock:
                             self.result.changes += 1
+                        done = True
                     time.sleep(random.uniform(0.0, 0.05))  # a pace, not a wait: clients must get something done

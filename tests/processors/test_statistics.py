@@ -10,7 +10,6 @@ import time
 import psycopg
 
 from tests.processors.conftest import COUNT, Connection, Processors
-from tests.processors.test_life import wait_restarted
 
 PATIENCE_SECONDS = 60.0
 
@@ -99,13 +98,13 @@ def test_a_restarted_one_has_them(processors: Processors) -> None:
         fill(session, "lasting")
         session.execute("ANALYZE lasting")
         wanted = statistics(session, "lasting")
-    before = processors.services()["postgresql-2"]
-    os.kill(before["pid"], signal.SIGKILL)
+    before = processors.postmaster(1)
+    os.kill(before, signal.SIGKILL)
     with processors.connect(0) as session:
         session.execute("UPDATE lasting SET c = 1")
         session.execute("ANALYZE lasting")
         wanted = statistics(session, "lasting")
-    wait_restarted(processors, "postgresql-2", before["restarts"])
+    processors.wait_restarted(1, before)
     wait_for(processors, 1, "lasting", wanted)
 
 
@@ -170,9 +169,9 @@ def test_columns_that_change(processors: Processors) -> None:
         session.execute("ANALYZE turned")
         session.execute("ALTER TABLE turned ALTER COLUMN a TYPE text")
         session.execute("ALTER TABLE turned DROP COLUMN d")
-    before = processors.services()["postgresql-3"]
-    os.kill(before["pid"], signal.SIGKILL)
-    wait_restarted(processors, "postgresql-3", before["restarts"])
+    before = processors.postmaster(2)
+    os.kill(before, signal.SIGKILL)
+    processors.wait_restarted(2, before)
     with processors.connect(2) as session:
         session.execute("SELECT * FROM turned WHERE a = '3'")
         session.execute("ANALYZE turned")

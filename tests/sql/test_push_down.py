@@ -200,7 +200,9 @@ def wide(server: Server) -> Iterator[Connection]:
     with server.connect() as connection:
         _execute(connection, "DROP TABLE IF EXISTS wide")
         _execute(connection, "CREATE TABLE wide (id int PRIMARY KEY, grp int, note text, tail int)")
-        _execute(connection, "INSERT INTO wide SELECT i, i % 1000, repeat('x', 1200), i FROM generate_series(1, 20000) i")
+        _execute(
+            connection, "INSERT INTO wide SELECT i, i % 1000, repeat('x', 1200), i FROM generate_series(1, 20000) i"
+        )
         _execute(connection, "ANALYZE wide")
         yield connection
         _execute(connection, "ROLLBACK")
@@ -279,8 +281,11 @@ def test_scans_that_stop_early_leave_nothing_behind(wide: Connection) -> None:
 
 def test_conditions_keep_their_order(wide: Connection) -> None:
     """What has side effects is evaluated for the same rows as without a filter."""
-    _execute(wide, "CREATE OR REPLACE FUNCTION pushed_note(int) RETURNS bool LANGUAGE plpgsql VOLATILE COST 0.0001 AS "
-             "$$BEGIN PERFORM set_config('x.seen', (current_setting('x.seen')::int + 1)::text, false); RETURN true; END$$")
+    _execute(
+        wide,
+        "CREATE OR REPLACE FUNCTION pushed_note(int) RETURNS bool LANGUAGE plpgsql VOLATILE COST 0.0001 AS "
+        "$$BEGIN PERFORM set_config('x.seen', (current_setting('x.seen')::int + 1)::text, false); RETURN true; END$$",
+    )
     for setting in ("on", "off"):
         _execute(wide, f"SET australis.push_down = {setting}")
         _execute(wide, "SET x.seen = 0")

@@ -33,10 +33,10 @@ RETRYABLE = ("40001", "40P01")
 class Cluster:
     """Driven through its command line."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, topology: str = TOPOLOGY) -> None:
         self.cluster = AustralisCluster(directory)
         self.port = _two_free_ports()
-        (directory / "topology.toml").write_text(TOPOLOGY)
+        (directory / "topology.toml").write_text(topology)
 
     def start(self) -> None:
         arguments = ["--topology", str(self.cluster.directory / "topology.toml"), "--port", str(self.port), "--detach"]
@@ -215,6 +215,28 @@ def test_ranges_move_under_load(cluster: Cluster) -> None:
     assert _finish(cluster, before, threads) == 0
 
 
+def test_ranges_move_between_shards_under_load(cluster: Cluster) -> None:
+    before = _sums(cluster)
+    holders = cluster.status()["map"]["shards"]
+    lo, hi = next(piece for piece in holders["1"] if piece[0].startswith("0000000500"))
+    threads = [_Transfers(cluster, router) for router in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for target in (0, 1, 0):
+            threads[0].more(3)
+            cluster.run("move", "--shard", "--lo", lo, "--hi", hi, "--to", str(target))
+            pieces = cluster.status()["map"]["shards"][str(target)]
+            assert any(piece[0] <= lo and hi <= piece[1] for piece in pieces)
+        threads[0].more(3)
+    finally:
+        for thread in threads:
+            thread.over.set()
+    assert _finish(cluster, before, threads) == 0
+    done = cluster.cluster.command("move", "--shard", "--lo", lo, "--hi", hi, "--to", "7")
+    assert done.returncode == 1 and "there is no shard 7" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["adjudicator-1", "storage-1-0", "crossbar-0", "control", "gateway-1", "router-1"])
 def test_kills(cluster: Cluster, name: str) -> None:
     before = _sums(cluster)
@@ -244,6 +266,39 @@ def test_stop_and_start_keep_everything(cluster: Cluster) -> None:
     assert _sums(cluster) == before
     done = cluster.cluster.command("start", "--detach")
     assert done.returncode == 1 and "is in use by a running cluster" in done.stderr
+
+
+def test_more_shards_and_replicas(cluster: Cluster) -> None:
+    """A topology file that says more of them; ranges go to the new shard, and it answers alone."""
+    before = _sums(cluster)
+    file = cluster.cluster.directory / "topology.toml"
+    cluster.run("stop")
+    file.write_text(TOPOLOGY.replace("shards = 2", "shards = 3").replace("replicas = 1", "replicas = 2"))
+    cluster.start()
+    assert _sums(cluster) == before
+    newest = cluster.status()["map"]
+    assert newest["shards"]["2"] == [] and newest["replicas"]["2"] == ["storage-2-0", "storage-2-1"]
+    threads = [_Transfers(cluster, router) for router in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        cluster.run("move", "--shard", "--lo", "", "--hi", "ff" * 8, "--to", "2")
+        threads[0].more(3)
+    finally:
+        for thread in threads:
+            thread.over.set()
+    _finish(cluster, before, threads)
+    after = _sums(cluster)
+    newest = cluster.status()["map"]["shards"]
+    assert [newest["0"], newest["1"]] == [[], []]
+    for number in (0, 1):
+        for replica in (0, 1):
+            pid = cluster.status()["services"][f"storage-{number}-{replica}"]["pid"]
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                assert _sums(cluster) == after
+            finally:
+                os.kill(pid, signal.SIGCONT)
 
 
 def test_one_line_for_what_cannot_be(cluster: Cluster, tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def test_mutual_tls_between_all(tmp_path: Path) -> None:
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"adjudicators": 3}, "was made with adjudicators = 2, the topology says 3; this cannot change"),
-    ({"shards": 3}, "was made with shards = 2, the topology says 3"),
+    ({"shards": 1}, "was made with shards = 2, the topology says 1; this can only grow"),
     ({"nats": 1}, "was made with nats = 0, the topology says 1"),
     ({"profile": "dsql"}, "was made with profile = postgres, the topology says dsql"),
 ]
@@ -267,6 +267,7 @@ def test_what_a_topology_cannot_change(tmp_path: Path) -> None:
         with pytest.raises(ClusterError, match=expected):
             check_topology(layout, cluster, msgspec.structs.replace(before, **change))
     check_topology(layout, cluster, msgspec.structs.replace(before, routers=3, crossbars=1, query_processors=4))
+    check_topology(layout, cluster, msgspec.structs.replace(before, shards=5, replicas=3))
     # journals that are gone, while storage holds what came from them
     store = layout.roles / "storage-0-0" / "storage"
     store.mkdir()

@@ -507,6 +507,47 @@ def test_a5_a_promised_writer_stops_ddl_which_may_get_the_earlier_time() -> None
     assert vote(host.receive(asked)).ballot == Ballot.BUSY
 
 
+def test_a5_writers_wait_for_ddl_that_waits_for_promises() -> None:
+    host = Host().with_horizon()
+    writer = prepare(host.time - 5000, (mine(1), UPDATE))
+    yes(host, writer)
+    asked = prepare(host.time - 5000, changed=[REL], parts=[(mine(0), mine(9))])
+    assert vote(host.receive(asked)).ballot == Ballot.BUSY
+    assert vote(host.receive(prepare(host.time - 5000, (mine(2), UPDATE)))).ballot == Ballot.BUSY
+    yes(host, prepare(host.time - 5000, (mine(3), UPDATE), relations=[REL + 1]))  # of another relation
+    later = request(host.time - 5000, (mine(4), UPDATE))
+    assert host.commit(later) == []  # nor one that is led here
+    host.receive(Decided(writer.txid, 1, host.time))
+    host.receive(Abandon(asked.txid, 1))
+    yes(host, msgspec.structs.replace(asked, attempt=2))
+    # another adjudicator was busy: still nobody gets in between
+    host.receive(Abandon(asked.txid, 2))
+    assert vote(host.receive(prepare(host.time - 5000, (mine(2), UPDATE)))).ballot == Ballot.BUSY
+    tau = yes(host, msgspec.structs.replace(asked, attempt=3)).tau
+    host.receive(Decided(asked.txid, 3, tau))
+    host.time = tau + 10 * ERROR
+    host.with_horizon()
+    yes(host, prepare(tau, (mine(2), UPDATE)))
+    assert outcome(host.wait(T)) is Outcome.SCHEMA_CONFLICT
+    assert not host.node._gates
+
+
+def test_a5_writers_do_not_wait_for_ddl_that_does_not_come_again() -> None:
+    host = Host().with_horizon()
+    yes(host, prepare(host.time - 5000, (mine(1), UPDATE)))
+    for _ in range(2 * SETTINGS.gates):
+        asked = prepare(host.time - 5000, changed=[REL], parts=[(mine(0), mine(9))])
+        assert vote(host.receive(asked)).ballot == Ballot.BUSY
+    assert len(host.node._gates) == SETTINGS.gates
+    later = request(host.time - 5000, (mine(4), UPDATE))
+    assert host.commit(later) == []
+    assert host.wait(T // 16 - ERROR) == []
+    assert not host.unacknowledged
+    host.wait(T)
+    host.wait(T)
+    assert [record.txid for record in host.unacknowledged if record.kind == Kind.TRANSACTION] == [later.txid]
+
+
 def test_a5_ddl_whose_result_depends_on_rows_checks_the_last_write() -> None:
     host = Host().with_horizon()
     asked = prepare(host.time - 9000, changed=[REL], depends=[REL], parts=[(mine(0), mine(9))])

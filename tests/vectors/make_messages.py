@@ -122,6 +122,10 @@ def vectors() -> list[tuple[str, m.AnyMessage]]:
         ("catalog done", m.CatalogDone(7)),
         ("owned ranges", m.OwnedRanges(8)),
         ("owned ranges reply", m.OwnedRangesReply(8, [(KEY[:8], b"\xff" * 8)])),
+        ("export", m.Export(9, 1_700_000_000_000_000_000, KEY[:8], b"\xff" * 8, 1 << 19)),
+        ("export reply", m.ExportReply(9, 1, 1_700_000_000_000_000_001, 7, KEY, b"\x95", b"page")),
+        ("move shard", m.MoveShard(10, KEY[:8], KEY, 3)),
+        ("shard held", m.ShardHeld("storage-0-1", 0, 12, [(b"", KEY)], 1 << 20, 77, [KEY], [KEY[:8]])),
     ]
 
 

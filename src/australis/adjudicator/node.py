@@ -24,7 +24,7 @@ import msgspec
 
 from australis.adjudicator.adjudicator import CONFLICT_DETAIL, SCHEMA_DETAIL, Action, Adjudicator
 from australis.adjudicator.conflict_table import DEFAULT_BYTES
-from australis.adjudicator.promises import FOREVER, Promise, Promises
+from australis.adjudicator.promises import FOREVER, Promise, Promises, relations_conflict
 from australis.adjudicator.recovery import DDL_RANGE, ClaimBody, KeyRange, RangeSet, Recovered
 from australis.journal.record import NO_HASH, NO_TXID, Kind, Position, RecordFlag
 from australis.keyspace import KEYSPACE_END
@@ -120,6 +120,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     parked: int = 1_000  # votes that wait for H
     readers: int = 1_000  # who may wait for heartbeats
     floors: int = 64  # ranges with a floor of their own
+    gates: int = 64  # schema changes that writers wait for
     table_bytes: int = DEFAULT_BYTES
 
 
@@ -187,6 +188,7 @@ class Node:
         self._open: dict[bytes, _Request] = {}
         self._waiting: deque[_Waiting] = deque()
         self._parked: list[tuple[Client, Prepare]] = []
+        self._gates: dict[bytes, tuple[Prepare, int]] = {}  # schema changes that found promises, and until when
         self._readers: dict[Client, int] = {}
         self._released: dict[int, RangeMove] = dict(recovered.released)
         self._releasing: set[int] = set()  # targets of releases that are not acknowledged by the journal
@@ -433,7 +435,7 @@ class Node:
             return
         request.attempt += 1
         own, others = self._shares(commit, request.attempt)
-        ballot = self._check(own)
+        ballot = self._admit(own, now)
         if ballot is Ballot.YES and commit.ddl is not None:
             if not self.ranges.holds(DDL_RANGE):
                 ballot = Ballot.STALE
@@ -547,6 +549,7 @@ class Node:
         if commit.drops:
             flags |= RecordFlag.DROPS
         self._enter(own, tau)
+        self._gates.pop(commit.txid, None)
         del self._open[commit.txid]
         self.core.begin(commit.txid, tau)
         self._append(
@@ -602,6 +605,7 @@ class Node:
         """Certainly not committed, and never will be."""
         txid = request.commit.txid
         self._open.pop(txid, None)
+        self._gates.pop(txid, None)
         self.core.refused(txid)
         self.core.refusals += outcome is Outcome.REFUSED
         self._reply(request.client, CommitReply(txid, outcome, 0, detail))
@@ -660,7 +664,7 @@ class Node:
         self._settle_old(now)
         if len(self.promises) >= self.settings.promises:
             return Ballot.BUSY
-        return self._check(prepare)
+        return self._admit(prepare, now)
 
     def _may_bind(self, tau: int) -> bool:
         """May something be promised up to tau without an append? (A2)"""
@@ -685,6 +689,7 @@ class Node:
 
     def _decided(self, decided: Decided, now: Now) -> None:
         """M4: the promise becomes an entry at the commit's time, and no earlier time is issued here any more."""
+        self._gates.pop(decided.txid, None)
         promise = self.promises.remove((decided.txid, decided.attempt))
         if promise is not None:
             self._enter(promise.share, decided.tau)
@@ -694,6 +699,28 @@ class Node:
             self._out.append(Alarm(f"a commit {decided.tau - now[1]} ns ahead of the clock was not believed"))
 
     # --------------------------------------------------------------------------------------------------- checks
+
+    def _admit(self, share: Prepare, now: Now) -> Ballot:
+        """Check a share; and let writers wait for a schema change of their relation that waits for promises.
+
+        Otherwise a table that is written all the time, with a promise open at every moment, could never be changed.
+        Writers lose nothing by that: those before the change are refused after it anyway (A5). It changes no rule, as
+        BUSY only means another attempt, and ends by itself a while after the last attempt of the schema change.
+        """
+        ballot = self._check(share)
+        gates, txid = self._gates, share.txid
+        if share.changed or share.depends:
+            if (ballot is Ballot.BUSY and len(gates) < self.settings.gates) or (ballot is Ballot.YES and txid in gates):
+                gates[txid] = share, now[0] + self.settings.vote
+            elif ballot is not Ballot.BUSY:
+                gates.pop(txid, None)
+        elif ballot is Ballot.YES and gates:
+            for name in [name for name, (_, until) in gates.items() if until <= now[0]]:
+                del gates[name]
+            for change, _ in gates.values():
+                if relations_conflict(change, share) or relations_conflict(share, change):
+                    return Ballot.BUSY
+        return ballot
 
     def _check(self, share: Prepare) -> Ballot:
         """May this share commit, as far as is known here? Changes nothing."""

@@ -105,7 +105,7 @@ class Promises:
             other = promise.share
             if other.checks and _written_in(share, other):
                 return True
-            if _relations_conflict(share, other) or _relations_conflict(other, share):
+            if relations_conflict(share, other) or relations_conflict(other, share):
                 return True
         return False
 
@@ -120,7 +120,7 @@ def _written_in(writer: Prepare, reader: Prepare) -> bool:
     return False
 
 
-def _relations_conflict(one: Prepare, other: Prepare) -> bool:
+def relations_conflict(one: Prepare, other: Prepare) -> bool:
     """Does one change a relation that other uses, or touch rows that other depends on?
 
     A promised write stops DDL of its relation (it may get the later time), though a committed one does not (A5).

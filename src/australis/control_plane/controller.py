@@ -1,7 +1,8 @@
-"""Role control: keeps the newest partition map, tells it to whoever asks, and moves ranges between adjudicators.
+"""Role control: keeps the newest partition map, tells it to whoever asks, moves ranges of adjudicators and shards.
 
 Beside the data path: everything goes on without it, with the map that each process has. What must hold: a map is
-durable here before anybody is told of it, versions only grow, and what is published is true (range_moves.py decides).
+durable here before anybody is told of it, versions only grow, and what is published is true (range_moves.py decides
+about adjudicators, shard_moves.py about shards).
 
 The map is a file in its directory; with engine nats also a key of the cluster's key-value store, so that the role may
 start again on another host: the newer of the two counts. If that store is away, maps are published all the same and
@@ -21,6 +22,8 @@ import structlog
 
 from australis.control_plane.coordination import NatsCoordination
 from australis.control_plane.range_moves import Alarm, Answer, Ask, Effect, MapKeeper, Publish
+from australis.control_plane.rebalance import Settings
+from australis.control_plane.shard_moves import ShardMover, grown
 from australis.control_plane.topology import RoleConfig, identity_of
 from australis.errors import AustralisError, WrongClusterError
 from australis.files import write_atomically
@@ -34,7 +37,9 @@ from australis.protocol.messages import (
     MapReply,
     MoveRange,
     MoveReply,
+    MoveShard,
     OwnedRangesReply,
+    ShardHeld,
     Status,
     StatusReply,
 )
@@ -49,9 +54,8 @@ STORE_SECONDS = 5.0
 
 log = structlog.get_logger()
 
-_request_decoder: msgspec.msgpack.Decoder[GetMap | MoveRange | Status] = msgspec.msgpack.Decoder(
-    GetMap | MoveRange | Status
-)
+_Request = GetMap | MoveRange | MoveShard | ShardHeld | MapReply | Status
+_request_decoder: msgspec.msgpack.Decoder[_Request] = msgspec.msgpack.Decoder(_Request)
 _answer_decoder: msgspec.msgpack.Decoder[MoveReply | OwnedRangesReply | Error] = msgspec.msgpack.Decoder(
     MoveReply | OwnedRangesReply | Error
 )
@@ -89,6 +93,7 @@ class Controller:
         self._file = Path(config.data) / FILE
         first = config.partition_map
         self.keeper = MapKeeper(newest_map(first, read_map(self._file) or first))
+        self.mover = ShardMover(self.keeper, Settings(enabled=config.rebalance))
         self._waiting: dict[Connection, int] = {}  # GetMap that is not answered: version that it has
         self._published = self.keeper.map
         self._asked_at = 0.0
@@ -105,6 +110,7 @@ class Controller:
         config = self.config
         identity = identity_of(config)
         await self._open_store()
+        self._grow()
         server = await listen(Address.parse(config.listen), identity, lambda: _Client(self))
         for number in self.keeper.map.adjudicators:
             addresses = [Address.parse(text) for text in config.peers.adjudicators[str(number)]]
@@ -131,8 +137,17 @@ class Controller:
                 await link.close()
             await server.close()
 
+    def _grow(self) -> None:
+        """The topology may have more shards and replicas than when the map was made."""
+        current = self.keeper.map
+        wider = grown(current, self.config.partition_map)
+        if wider is not current:
+            self.keeper.map = wider
+            self.carry_out([Publish(wider)])
+
     def _tick(self) -> None:
         keeper = self.keeper
+        self.carry_out(self.mover.tick(time.monotonic_ns()))
         if keeper.busy:
             if time.monotonic() - self._asked_at > MOVE_SECONDS:
                 self.carry_out(keeper.expired())
@@ -186,8 +201,25 @@ class Controller:
         log.info("control.move", lo=message.lo.hex(), hi=message.hi.hex(), target=message.target)
         self.carry_out(self.keeper.move(connection, message))
 
+    def move_shard(self, connection: Connection, message: MoveShard) -> None:
+        """MoveShard of a tool."""
+        log.info("control.move_shard", lo=message.lo.hex(), hi=message.hi.hex(), target=message.target)
+        self.carry_out(self.mover.move(connection, message, time.monotonic_ns()))
+
+    def held(self, connection: Connection, message: ShardHeld) -> None:
+        """A replica says what it holds."""
+        if message.version > self.keeper.map.version:
+            connection.send(GetMap(self.keeper.map.version))
+        else:
+            self.carry_out(self.mover.held(message, time.monotonic_ns()))
+
+    def learn(self, message: MapReply) -> None:
+        """A replica has a newer map than we do."""
+        self.carry_out(self.keeper.learned(PartitionMap.decode(message.map)))
+
     def gone(self, connection: Connection) -> None:
         """Who asked is gone; a move goes on all the same."""
+        self.mover.gone(connection)
         self._waiting.pop(connection, None)
 
     def status(self) -> dict[str, int | float | str]:
@@ -203,6 +235,10 @@ class Controller:
             "map_is_true": int(keeper.sure),
             "moves": keeper.moves,
             "moves_failed": keeper.failures,
+            "shard_ranges": len(self._published.placement),
+            "shard_ranges_on_their_way": len(self._published.incoming),
+            "shard_moves": self.mover.moves,
+            "shard_moves_failed": self.mover.failures,
             "waiting": len(self._waiting),
         }
 
@@ -267,6 +303,12 @@ class _Client:
             self._controller.ask(connection, message.version)
         elif isinstance(message, MoveRange):
             self._controller.move(connection, message)
+        elif isinstance(message, MoveShard):
+            self._controller.move_shard(connection, message)
+        elif isinstance(message, ShardHeld):
+            self._controller.held(connection, message)
+        elif isinstance(message, MapReply):
+            self._controller.learn(message)
         else:
             connection.send(StatusReply(self._controller.status()))
 

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from australis.config import ConfigError
-from australis.control_plane.plan import CONFIG_FILE, POSTGRESQL_SOCKET, Instance, plan
+from australis.control_plane.plan import CONFIG_FILE, Instance, plan, upstream_socket
 from australis.control_plane.topology import RoleConfig, TlsConfig, TopologyFile, encode_role
 from australis.files import write_atomically
 
@@ -88,7 +88,7 @@ class Hosts:
         own = [one for one in gateways if one.number % routers == router.number] or [
             gateways[router.number % len(gateways)]
         ]
-        return [f"unix:{self.run(one)}/{POSTGRESQL_SOCKET}" for one in own]
+        return [f"unix:{self.run(one)}/{upstream_socket(self.topology)}" for one in own]
 
     def image(self) -> str:
         return ""

@@ -55,8 +55,11 @@ PORT_ATTEMPTS = 5
 CAUGHT_UP_SECONDS = 60.0
 LONGEST_PATH = "/gateway-63/.s.PGSQL.65535"
 REQUEST_BYTES = 64 << 10
-FIXED = ("profile", "nats", "adjudicators", "shards", "replicas")
-"""What a topology cannot change once the cluster is made: journals and stores belong to it."""
+FIXED = ("profile", "nats", "adjudicators")
+"""What a topology cannot change once the cluster is made: journals belong to it."""
+
+GROWING = ("shards", "replicas")
+"""What can only become more: ranges and copies move to what is new."""
 
 Command = Callable[[RoleConfig, Path], list[str]]
 
@@ -107,6 +110,12 @@ def check_topology(layout: Layout, cluster: Cluster | None, wanted: TopologyFile
         if old != new:
             raise ClusterError(
                 f"{layout.data} was made with {key} = {old}, the topology says {new}; this cannot change"
+            )
+    for key in GROWING:
+        old, new = getattr(before, key), getattr(wanted, key)
+        if new < old:
+            raise ClusterError(
+                f"{layout.data} was made with {key} = {old}, the topology says {new}; this can only grow"
             )
     if bool(before.journal.servers) != bool(wanted.journal.servers):
         raise ClusterError(f"{layout.data}: journal.servers: journals cannot move to other servers")

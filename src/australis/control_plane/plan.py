@@ -32,6 +32,7 @@ CONFIG_FILE = "config.json"
 """Of a role, in its directory."""
 
 POSTGRESQL_SOCKET = "postgresql.sock"
+PLACES_SOCKET = "places.sock"
 """In a gateway's run directory: the PostgreSQL that serves there, whatever its port is."""
 
 
@@ -68,7 +69,7 @@ class Place(Protocol):
         ...
 
     def upstreams(self, router: Instance, gateways: list[Instance]) -> list[str]:
-        """Where a router finds the PostgreSQL servers."""
+        """Where a router finds the PostgreSQL servers, or the gateways that give places in them."""
         ...
 
     def image(self) -> str:
@@ -154,7 +155,7 @@ def plan(topology: TopologyFile, cluster: str, place: Place, secret: str) -> lis
             }
         elif one.role == "router":
             fields |= {
-                "upstreams": place.upstreams(one, of("gateway")),
+                "upstreams" if topology.pool is None else "places": place.upstreams(one, of("gateway")),
                 "hosts": place.hosts(one),
                 "port": place.port(one),
                 "run": place.run(one),
@@ -170,11 +171,13 @@ def plan(topology: TopologyFile, cluster: str, place: Place, secret: str) -> lis
                 "journal": journal,
                 "clock": clock,
                 "retention": topology.retention or limits.retention,
+                "rebalance": topology.rebalance,
             }
         if one.role == "gateway":
             fields |= {
                 "run": place.run(one),
                 "connections": topology.connections or limits.connections,
+                "pool": topology.pool,
                 "password_file": place.password_file(one),
                 "image": place.image(),
                 "service_timeout": limits.service_timeout,
@@ -183,6 +186,11 @@ def plan(topology: TopologyFile, cluster: str, place: Place, secret: str) -> lis
             }
         configs.append(RoleConfig(**fields))  # type: ignore[arg-type]  # names and values are those of its fields
     return configs
+
+
+def upstream_socket(topology: TopologyFile) -> str:
+    """Where a gateway's run directory has what routers connect to."""
+    return POSTGRESQL_SOCKET if topology.pool is None else PLACES_SOCKET
 
 
 def _fields(config: RoleConfig) -> dict[str, object]:
@@ -258,7 +266,7 @@ class OneMachine:
         return self._certificates(instance)
 
     def upstreams(self, router: Instance, gateways: list[Instance]) -> list[str]:
-        return [f"unix:{self._run / one.name / POSTGRESQL_SOCKET}" for one in gateways]
+        return [f"unix:{self._run / one.name / upstream_socket(self._topology)}" for one in gateways]
 
     def image(self) -> str:
         return str(self._image)

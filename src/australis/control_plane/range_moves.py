@@ -94,6 +94,14 @@ class MapKeeper:
 
     # ------------------------------------------------------------------------------------------------ compare
 
+    def learned(self, newer: PartitionMap) -> list[Effect]:
+        """Somebody follows a map that we don't have: ours was lost. It counts, and is compared with the journals."""
+        if newer.version <= self.map.version:
+            return []
+        self.map = newer
+        self.sure = False
+        return [Alarm(f"a map of version {newer.version} was published before: it counts"), Publish(newer)]
+
     def reconcile(self) -> list[Effect]:
         """Ask all adjudicators what they own, unless a move is under way."""
         if self._move is not None:
@@ -113,7 +121,9 @@ class MapKeeper:
         ranges = [Range(lo, hi, number) for number, owned in comparison.owned.items() for lo, hi in owned]
         try:
             now = self.map
-            true = PartitionMap(now.version + 1, now.adjudicators, _joined(ranges), now.shards, now.placement)
+            true = PartitionMap(
+                now.version + 1, now.adjudicators, _joined(ranges), now.shards, now.placement, now.incoming
+            )
         except MapError as error:  # a range is on its way; or a journal was put back from an old copy
             return [Alarm(f"the adjudicators' ranges do not fit together yet: {error}")]
         self.sure = True

@@ -8,31 +8,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from australis.asker import Asker
 from australis.control_plane.topology import RoleConfig
 from australis.errors import AustralisError
 from australis.keyspace import RELATION_BYTES
 from australis.partition_map import PartitionMap, Range
 from australis.protocol.messages import (
-    Error,
     Get,
     GetMap,
     GetReply,
     MapReply,
     MoveRange,
     MoveReply,
+    MoveShard,
     ReadStatus,
     ShardSubscribe,
     Status,
     StatusReply,
     WantWatermark,
     Watermark,
-    any_decoder,
 )
-from australis.transport import Address, Connection, Identity
+from australis.transport import Address, Identity
 
 ASK_SECONDS = 1.0
 RETRY_SECONDS = 0.05
@@ -41,81 +41,6 @@ TOOL = "status"
 """Role and name of tools."""
 
 Answer = dict[str, int | float | str]
-
-
-class SurveyError(AustralisError):
-    """A process did not answer as it should; one line that says how."""
-
-
-class Asker:
-    """A connection on which requests are answered in order. Use `open`."""
-
-    def __init__(self) -> None:
-        self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._messages: asyncio.Queue[Any] = asyncio.Queue(256)
-        self._connection: Connection | None = None
-
-    @property
-    def connection(self) -> Connection:
-        """Once it is there."""
-        assert self._connection is not None, "open() makes it"
-        return self._connection
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def open(cls, address: Address, identity: Identity) -> AsyncIterator[Asker]:
-        """A connection, closed at the end. Raises SurveyError or OSError."""
-        loop = asyncio.get_running_loop()
-        asker = cls()
-
-        def make() -> Connection:
-            asker._connection = Connection(identity, asker, greets_first=True, ended=asker._over)
-            return asker._connection
-
-        if address.path:
-            await loop.create_unix_connection(make, address.path)
-        else:
-            await loop.create_connection(
-                make,
-                address.host,
-                address.port,
-                ssl=identity.client_tls,
-                server_hostname=address.host if identity.client_tls is not None else None,
-            )
-        try:
-            await asker._greeted
-            yield asker
-        finally:
-            asker.connection.transport.abort()
-
-    async def ask(self, *messages: Any) -> Any:
-        """Send; return the next message that comes. Raises SurveyError."""
-        for message in messages:
-            self.connection.send(message)
-        answer = await self._messages.get()
-        if isinstance(answer, Error):
-            raise SurveyError(answer.message)
-        return answer
-
-    def _over(self, _: Connection, reason: str) -> None:
-        if not self._greeted.done():
-            self._greeted.set_exception(SurveyError(reason or "the connection was closed"))
-        elif not self._messages.full():
-            self._messages.put_nowait(Error("08006", reason or "the connection was closed"))
-
-    def connected(self, connection: Connection) -> None:
-        self._greeted.set_result(None)
-
-    def received(self, connection: Connection, body: bytes) -> None:
-        if self._messages.full():
-            raise SurveyError("it says more than it was asked")
-        self._messages.put_nowait(any_decoder.decode(body))
-
-    def lost(self, connection: Connection) -> None:
-        """`_over` has the reason."""
-
-    def writable(self, connection: Connection, yes: bool) -> None:
-        """Requests are few and small."""
 
 
 async def statuses(places: Mapping[str, str], identity: Identity, seconds: float = ASK_SECONDS) -> dict[str, Answer]:
@@ -176,15 +101,13 @@ def describe(newest: PartitionMap) -> dict[str, Any]:
     }
 
 
-async def move_range(
-    places: Sequence[str], identity: Identity, lo: bytes, hi: bytes, target: int, seconds: float
-) -> str:
+async def move_range(places: Sequence[str], identity: Identity, request: MoveRange | MoveShard, seconds: float) -> str:
     """Ask the control plane at the first place that answers to move a range; why it was not ('': it was)."""
     cause = "no control plane"
     for place in places:
         try:
             async with asyncio.timeout(seconds), Asker.open(Address.parse(place), identity) as asker:
-                reply = await asker.ask(MoveRange(1, lo, hi, target))
+                reply = await asker.ask(request)
                 if isinstance(reply, MoveReply):
                     return reply.error
                 cause = f"the control plane answered {type(reply).__name__}"

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
-from australis.config import OWN_SETTINGS, ConfigError, Megabytes, Port
+from australis.config import OWN_SETTINGS, ConfigError, Megabytes, Pool, Port, pool_mistake
 from australis.keyspace import KEYSPACE_END, RELATION_BYTES
 from australis.limits import Profile
 from australis.partition_map import MapError, PartitionMap, Range, Shard
@@ -108,9 +108,11 @@ class RoleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     traces: TraceConfig | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     retention: Annotated[float, msgspec.Meta(ge=1)] = 300.0  # storage: how long versions are kept for open snapshots
+    rebalance: bool = True  # control: even out the loads of shards
 
     # gateway
     processors: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1  # PostgreSQL servers on this host
+    pool: Pool | None = None  # instead: they come with sessions and go when they are idle
     connections: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 200
     password_file: str = ""  # holds the password of user admin
     image: str = ""  # file of the data directories' image, which gateways of one host share; "" for one of its own
@@ -121,6 +123,7 @@ class RoleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     # router
     upstreams: list[str] = []  # sockets (unix:PATH) or addresses of PostgreSQL servers
+    places: list[str] = []  # instead: sockets (unix:PATH) where gateways with a pool give places
     hosts: list[str] = msgspec.field(default_factory=lambda: ["127.0.0.1", "::1"])
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     client_certificate: str = ""  # PEM files for clients' TLS
@@ -205,8 +208,10 @@ def _role_mistakes(config: RoleConfig) -> Iterator[tuple[str, str]]:
         for key in ("run", "password_file"):
             if not getattr(config, key):
                 yield key, "role gateway needs it"
-    if role == "router" and not config.upstreams:
-        yield "upstreams", "role router needs at least one"
+    if role == "router" and bool(config.upstreams) == bool(config.places):
+        yield "upstreams", "role router needs at least one, or places"
+    if config.pool is not None and (mistake := pool_mistake(config.pool)):
+        yield "pool", mistake
     if bool(config.client_certificate) != bool(config.client_key):
         yield "client_key", "client_certificate and client_key belong together"
     if mistake := _setting_mistake(config.postgresql):
@@ -228,6 +233,9 @@ def _address_mistakes(config: RoleConfig) -> Iterator[tuple[str, str]]:
     places += [(f"peers.gateways.{name}", text) for name, text in peers.gateways.items()]
     places += [("peers.control", text) for text in peers.control]
     places += [("upstreams", text) for text in config.upstreams]
+    for text in config.places:
+        if not text.startswith("unix:/"):
+            yield "places", f"expected unix:PATH, got {text!a}"
     for key, text in places:
         try:
             Address.parse(text)
@@ -306,7 +314,8 @@ class TopologyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     crossbars: Count = 1
     shards: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     replicas: Annotated[int, msgspec.Meta(ge=1, le=7)] = 1
-    query_processors: Count = 1  # each a gateway with one PostgreSQL
+    query_processors: Count = 1  # each a gateway with one PostgreSQL, or
+    pool: Pool | None = None  # each a gateway with as many as are needed
     routers: Count = 1
     port: Port | None = None  # of the first router, the others take the next; None: 5432, or the next free ones
     listen: Annotated[list[str], msgspec.Meta(min_length=1)] = msgspec.field(
@@ -314,6 +323,7 @@ class TopologyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     )
     connections: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None  # of each query processor
     retention: Annotated[float, msgspec.Meta(ge=1)] | None = None
+    rebalance: bool = True  # move ranges between shards by their sizes and loads
     write_buffer_mb: Megabytes | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     clock: ClockSection = ClockSection()
@@ -333,6 +343,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "clock": ClockSection,
     "tls": TlsSection,
     "journal": JournalSection,
+    "pool": Pool,
     "metrics": MetricsSection,
     "traces": TraceConfig,
 }
@@ -399,6 +410,8 @@ def _topology_mistakes(topology: TopologyFile) -> Iterator[tuple[str, str]]:
     tls = topology.tls
     if bool(tls.certificate) != bool(tls.key):
         yield f"tls.{'key' if tls.certificate else 'certificate'}", "missing: certificate and key belong together"
+    if topology.pool is not None and (mistake := pool_mistake(topology.pool)):
+        yield "pool", mistake
     if topology.metrics.port and not topology.metrics.listen:
         yield "metrics.listen", "expected a host"
     if topology.traces is not None and not re.match(r"https?://.", topology.traces.endpoint):

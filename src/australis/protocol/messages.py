@@ -559,6 +559,60 @@ class OwnedRangesReply(Message, frozen=True, array_like=True, gc=False, tag=91):
     ranges: list[tuple[bytes, bytes]]
 
 
+class Export(Message, frozen=True, array_like=True, gc=False, tag=92):
+    """To a storage replica, from one that takes over keys: all versions of the first keys of [lo, hi).
+
+    To be answered when everything at or below tau is applied.
+    """
+
+    id: int
+    tau: int
+    lo: bytes
+    hi: bytes
+    max_bytes: int
+
+
+class ExportReply(Message, frozen=True, array_like=True, gc=False, tag=93):
+    """A page (docs/formats.md §5) that holds everything at or below `applied`, and what the taker must know.
+
+    `next` b'': it reaches to hi; else the key to go on with. `garbage`: dropped and unpublished storage ids.
+    """
+
+    id: int
+    status: int
+    applied: int
+    horizon: int
+    next: bytes
+    garbage: bytes
+    page: bytes
+
+
+class MoveShard(Message, frozen=True, array_like=True, gc=False, tag=94):
+    """To the control plane: have [lo, hi) held by another shard. Answered by MoveReply, which may take minutes."""
+
+    id: int
+    lo: bytes
+    hi: bytes
+    target: int
+
+
+class ShardHeld(Message, frozen=True, array_like=True, gc=False, tag=95):
+    """From a storage replica to the control plane, now and then: which ranges it can answer for, and its load.
+
+    `version`: of the map it goes by. `samples` cut what it holds into parts of about the same size; `heat` are keys
+    that were asked for lately; `operations` counts reads and records since it was started.
+    """
+
+    name: str
+    shard: int
+    version: int
+    held: list[tuple[bytes, bytes]]
+    bytes_held: int
+    operations: int
+    samples: list[bytes]
+    heat: list[bytes]
+
+
 ClientMessage = Hello | Commit | Resolve | Ingest | Drop | Status | Subscribe | Applied | Trim
 """What the commit service accepts."""
 
@@ -618,6 +672,10 @@ AnyMessage = (
     | CatalogDone
     | OwnedRanges
     | OwnedRangesReply
+    | Export
+    | ExportReply
+    | MoveShard
+    | ShardHeld
 )
 
 encoder = msgspec.msgpack.Encoder()

@@ -84,6 +84,7 @@ from australis.protocol.messages import (
     wide_commit_decoder,
 )
 from australis.query_processor import installation, settings
+from australis.query_processor.gateway_pool import PooledProcessors
 from australis.query_processor.launcher import QueryProcessor, free_port
 from australis.query_processor.plane import (
     Answer,
@@ -199,6 +200,7 @@ class Gateway:
         self._closing = False
         self._watermarks: deque[int] = deque(maxlen=SNAPSHOT_GRACE)
         self._started = time.monotonic()
+        self.more_status: Callable[[], dict[str, int | float | str]] = dict
 
     # ------------------------------------------------------------------------------------------------ life cycle
 
@@ -257,14 +259,18 @@ class Gateway:
         """Run beside everything else until the end; an error ends the gateway."""
         task = asyncio.create_task(body, name=name)
         self._tasks.append(task)
+        self.watch(task)
+        return task
+
+    def watch(self, task: asyncio.Task[None]) -> None:
+        """An error of this task ends the gateway."""
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None and not self.failed.done():
-                log.error("gateway.failed", task=name, error=repr(error))
-                self.failed.set_result(AustralisError(f"{name}: {error!r}"))
+                log.error("gateway.failed", task=task.get_name(), error=repr(error))
+                self.failed.set_result(AustralisError(f"{task.get_name()}: {error!r}"))
 
         task.add_done_callback(ended)
-        return task
 
     async def close(self) -> None:
         """Stop."""
@@ -546,6 +552,7 @@ class Gateway:
             "hedged": reads.hedged,
             "retried": reads.retried,
             "reads_refused": reads.refused,
+            **self.more_status(),
         }
 
 
@@ -933,8 +940,11 @@ class Processors:
         if killed:
             log.warning("gateway.leftovers_killed", processes=killed)
 
-    def prepare(self) -> None:
-        """Make the data directories; one gateway at a time if they share an image. Blocking."""
+    async def prepare(self) -> None:
+        """Make the data directories; one gateway at a time if they share an image."""
+        await asyncio.to_thread(self._prepare)
+
+    def _prepare(self) -> None:
         with _locked(self._processors[0].image.with_suffix(".lock"), wait=True):
             for number, processor in enumerate(self._processors):
                 done = processor.prepare()
@@ -1064,14 +1074,14 @@ async def serve(config: RoleConfig, stop: asyncio.Event) -> None:
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_locked(data / "lock"))
         gateway = Gateway(config)
-        processors = Processors(config, gateway)
+        processors = _processors(config, gateway)
         await asyncio.to_thread(processors.end_leftovers)
         _prepare_run(Path(config.run))
         stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
         stack.callback(stopped.cancel)
         await gateway.start()
         stack.push_async_callback(gateway.close)
-        preparing = asyncio.ensure_future(asyncio.to_thread(processors.prepare))
+        preparing = asyncio.ensure_future(processors.prepare())
         starting: asyncio.Future[Any] = asyncio.ensure_future(_start_processors(stack, gateway, processors, preparing))
         failed: asyncio.Future[Any] = gateway.failed
         await asyncio.wait({starting, stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
@@ -1087,8 +1097,19 @@ async def serve(config: RoleConfig, stop: asyncio.Event) -> None:
             raise gateway.failed.result()
 
 
+def _processors(config: RoleConfig, gateway: Gateway) -> Processors | PooledProcessors:
+    if config.pool is None:
+        return Processors(config, gateway)
+    pooled = PooledProcessors(config, config.pool, _password(config), lambda: gateway.page, gateway.watch)
+    gateway.more_status = pooled.status
+    return pooled
+
+
 async def _start_processors(
-    stack: contextlib.AsyncExitStack, gateway: Gateway, processors: Processors, preparing: asyncio.Future[None]
+    stack: contextlib.AsyncExitStack,
+    gateway: Gateway,
+    processors: Processors | PooledProcessors,
+    preparing: asyncio.Future[None],
 ) -> None:
     await preparing
     try:

@@ -19,6 +19,7 @@ from australis.errors import AustralisError
 from australis.metrics import Metrics
 from australis.process import announce
 from australis.router import Router, RouterConfig
+from australis.router.gateway_places import GatewayPlaces
 from australis.transport import Address
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class RouterError(AustralisError):
 async def serve(config: RoleConfig, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises RouterError."""
     try:
-        router = Router(router_config(config))
+        places = GatewayPlaces([Path(text.removeprefix("unix:")) for text in config.places])
+        router = Router(router_config(config), places if config.places else None)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         reason = str(error) if isinstance(error, ValueError) else (getattr(error, "reason", None) or error.strerror)
         raise RouterError(f"{config.client_certificate}, {config.client_key}: {reason}") from error
@@ -79,5 +81,5 @@ def router_config(config: RoleConfig) -> RouterConfig:
         port=config.port,
         tls_certificate=Path(config.client_certificate) if config.client_certificate else None,
         tls_key=Path(config.client_key) if config.client_key else None,
-        max_connections=config.connections * len(upstreams),
+        max_connections=config.connections * len(config.places or upstreams),
     )

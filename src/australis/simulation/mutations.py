@@ -552,7 +552,7 @@ def _promised_writer() -> list[Patch]:
     def relations(one: Prepare, other: Prepare) -> bool:
         return any(relation in other.changed for relation in one.changed)
 
-    return [(promising, "_relations_conflict", relations)]
+    return [(promising, "relations_conflict", relations)]
 
 
 @_mutation("ddl-at-one-owner", "A5", "ddl")

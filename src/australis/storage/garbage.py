@@ -144,6 +144,26 @@ class Garbage:
             state.unpublished[NO_TXID] = state.unpublished.get(NO_TXID, []) + open_again
         return self._changed()
 
+    def exported(self) -> bytes:
+        """What another store must know that takes over keys of this one."""
+        return _encoded(self._state)[1]
+
+    def joined(self, exported: bytes) -> _State:
+        """Ours and what such a store says, which is at least as new. Raises MsgspecError if it is none."""
+        ours, theirs = self._state, msgspec.msgpack.decode(exported, type=_State)
+        unpublished = {txid: list(known) for txid, known in ours.unpublished.items()}
+        for txid, relations in theirs.unpublished.items():
+            known = unpublished.setdefault(txid, [])
+            known.extend(relation for relation in relations if relation not in known)
+        due = ours.due | {relation: tau for relation, tau in theirs.due.items() if relation not in ours.due}
+        caused = ours.caused | {relation: tau for relation, tau in theirs.caused.items() if relation in due}
+        return _State(due, caused, unpublished, max(ours.generation, theirs.generation), theirs.settled | ours.settled)
+
+    def adopt(self, state: _State) -> None:
+        """What `joined` returned is in the store."""
+        self._state = state
+        self.avoided = _packed(state.due)
+
     def waits_since(self) -> int | None:
         """Time of the first record that made garbage which is still here; None if there is none."""
         return next(iter(self._state.caused.values()), None)
@@ -173,6 +193,11 @@ class Garbage:
     def _changed(self) -> tuple[str, bytes]:
         self.avoided = _packed(self._state.due)
         return _encoded(self._state)
+
+
+def encoded(state: _State) -> bytes:
+    """As the store keeps it."""
+    return _encoded(state)[1]
 
 
 def _encoded(state: _State) -> tuple[str, bytes]:

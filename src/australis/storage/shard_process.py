@@ -7,12 +7,13 @@ What must hold:
 - a read as of tau is answered when everything at or below tau is applied, or refused (NOT_FRESH after a time limit,
   BELOW_HORIZON, NOT_HELD); it is never answered with less;
 - a batch and the positions from which a crossbar would go on are written in one transaction of the store (S1); only
-  keys of this shard are kept;
+  keys of ranges that this replica holds are kept (holdings.py);
 - memory is bounded: a feed that comes faster than it is applied, and a reader who does not read, stop being read from.
 
 If its crossbar goes away, the next one is asked; reads of what is applied go on. If the disk is full, applying waits
 for space. If the store is missing, damaged or from another boot, it is made again from the journals, and if those do
-not reach back, the process says so and ends. Nothing of it is durable by itself: that is the journals' duty.
+not reach back, from another replica of the shard; without one the process says so and ends. Nothing of it is durable
+by itself: that is the journals' duty.
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ from prometheus_client import Histogram
 from australis.clock import Clock, open_clock
 from australis.control_plane.topology import RoleConfig, identity_of
 from australis.errors import AustralisError, StorageError
-from australis.keyspace import KeyRanges
+from australis.keyspace import KeyRanges, without
 from australis.observe import observed
 from australis.partition_map import PartitionMap
 from australis.protocol.messages import (
     Error,
+    Export,
+    ExportReply,
     FeedRecord,
     FeedStatus,
     Get,
@@ -52,6 +55,7 @@ from australis.protocol.messages import (
     Scan,
     ScanReply,
     ShardApplied,
+    ShardHeld,
     ShardRecord,
     ShardStart,
     ShardSubscribe,
@@ -64,6 +68,7 @@ from australis.protocol.messages import (
 )
 from australis.storage import horizon as horizons
 from australis.storage.garbage import Garbage
+from australis.storage.holdings import Holdings, RangeKeeper
 from australis.storage.scans import INLINE_ROWS, answer_scan
 from australis.storage.store import (
     DATA_FILE,
@@ -73,7 +78,6 @@ from australis.storage.store import (
     StoreError,
     TooOldError,
     open_store,
-    pack_ranges,
 )
 from australis.transport import Address, Connection, Identity, Link, Server, listen
 
@@ -91,36 +95,58 @@ COLLECT_ENTRIES = 1000
 COLLECT_BUSY_SECONDS, COLLECT_IDLE_SECONDS = 0.05, 1.0
 FULL_RETRY_SECONDS = 0.5
 NOBODY = (1 << 63) - 1
+FIRST_MAP_SECONDS = 5.0
+"""How long a new replica waits for the control plane to say what it is to hold."""
+
+FROM_NOW = -1
+"""Time of a store that has nothing yet: feed it what is new."""
+
+MAX_EXPORT = 4 << 20
+HEAT_EVERY, HEAT_KEYS = 32, 64
+SAMPLES, SAMPLE_SECONDS = 32, 5.0
 
 log = structlog.get_logger()
 
 _Fed = ShardStart | ShardRecord | Watermark | Error
 _feed_decoder: msgspec.msgpack.Decoder[_Fed] = msgspec.msgpack.Decoder(_Fed)
-_Asked = Get | Scan | Stats | Status | OldestSnapshot
+_Asked = Get | Scan | Stats | Status | OldestSnapshot | Export
 _ask_decoder: msgspec.msgpack.Decoder[_Asked] = msgspec.msgpack.Decoder(_Asked)
-_map_decoder: msgspec.msgpack.Decoder[MapReply] = msgspec.msgpack.Decoder(MapReply)
+_control_decoder: msgspec.msgpack.Decoder[MapReply | GetMap] = msgspec.msgpack.Decoder(MapReply | GetMap)
 
 
 class ShardService:
     """See the module."""
 
-    def __init__(self, config: RoleConfig) -> None:
-        """Opens or makes the store. Raises AustralisError."""
+    def __init__(self, config: RoleConfig, *, from_now: bool = False) -> None:
+        """Opens or makes the store; `from_now`: a new one that others fill. Raises AustralisError."""
         self.config = config
         self.cluster = config.cluster_id
         self.clock: Clock = open_clock(config.clock.source, config.clock.max_error)
         self.identity: Identity = identity_of(config)
         self.map = PartitionMap.decode(bytes.fromhex(config.map))
-        self.ranges = self._held(self.map)
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[Exception] = self._loop.create_future()
         self.directory = Path(config.data) / "storage"
         self.rebuilds = 0
         self.store: Store = self._open()
+        self.holdings = Holdings(self.store)
+        if self.holdings.map is not None and self.holdings.map.version > self.map.version:
+            self.map = self.holdings.map
         self.garbage = Garbage(self.store)
+        if from_now:
+            self.holdings.keep(KeyRanges([]))
+        elif self.holdings.known:
+            self.holdings.apply_to(self.holdings.held)
+        self.start_over = False  # end, and begin with an empty store that other replicas fill
+        self.keeper = RangeKeeper(self)
+        self.writing = asyncio.Lock()
         self.applied = 0  # a watermark: everything at or below it is in the store, and can be read
         self.positions = self.store.meta("position") or b""
         self.state = "connecting"
+        self._subscribed = KeyRanges([])
+        self._heat: deque[bytes] = deque(maxlen=HEAT_KEYS)
+        self._samples: tuple[float, list[bytes]] = -SAMPLE_SECONDS, []
+        self._first_map = asyncio.Event()
         self.executor = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="shard-read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="shard-write")
         self._stopping = threading.Event()  # ends the writer's wait for space
@@ -142,10 +168,6 @@ class ShardService:
 
     # ------------------------------------------------------------------------------------------------ life cycle
 
-    def _held(self, partition: PartitionMap) -> KeyRanges:
-        number = self.config.number
-        return KeyRanges((item.lo, item.hi) for item in partition.placement if item.owner == number)
-
     def _open(self) -> Store:
         """Open the store, or make it again (S2)."""
         try:
@@ -155,22 +177,24 @@ class ShardService:
             (self.directory / DATA_FILE).unlink(missing_ok=True)
             self.rebuilds += 1
             store = open_store(self.directory, self.cluster)
-        store.set_ranges(pack_ranges(self.ranges.list))
         store.reader_check()
         return store
 
     async def start(self) -> None:
         """Follow and serve. Raises OSError, AddressError."""
         peers = self.config.peers
+        if peers.control:
+            self._control = Link([Address.parse(text) for text in peers.control], self.identity, _Control(self))
+            self._control.start()
+        if not self.holdings.known:
+            await self._begin_holding()
         crossbars = [Address.parse(text) for text in peers.crossbars]
         # replicas of a shard begin with different crossbars, so that they share the work
         first = (self.config.number + sum(self.config.name.encode())) % len(crossbars)
         self._link = Link(crossbars[first:] + crossbars[:first], self.identity, self._feed, silence=SILENCE_SECONDS)
         self._link.start()
-        if peers.control:
-            self._control = Link([Address.parse(text) for text in peers.control], self.identity, _Control(self))
-            self._control.start()
         self._tasks = [
+            asyncio.create_task(self._run(self.keeper.run())),
             asyncio.create_task(self._run(self._apply_all())),
             asyncio.create_task(self._run(self._collect())),
             asyncio.create_task(self._run(self._report())),
@@ -178,6 +202,26 @@ class ShardService:
         self._server = await listen(
             Address.parse(self.config.listen), self.identity, lambda: _Reader(self), limit=MAX_REQUEST
         )
+
+    async def _begin_holding(self) -> None:
+        """A store without the record is new, or was made before ranges could move: it holds what its shard does."""
+        if self.store.applied == 0 and self._control is not None:
+            try:
+                async with asyncio.timeout(FIRST_MAP_SECONDS):
+                    await self._first_map.wait()
+            except TimeoutError:
+                log.warning("storage.no_newest_map", version=self.map.version)
+        self.holdings.keep(KeyRanges(self.map.placed(self.config.number)))
+
+    @property
+    def ranges(self) -> KeyRanges:
+        """What can be read here."""
+        return self.holdings.held
+
+    @property
+    def reached(self) -> int:
+        """Everything at or below this time was applied, and maybe more."""
+        return max(self.applied, self.store.applied)
 
     async def _run(self, work: object) -> None:
         """A task whose failure is the service's."""
@@ -218,7 +262,20 @@ class ShardService:
 
     def subscription(self) -> ShardSubscribe:
         """Where we are."""
-        return ShardSubscribe(self.config.name, self.ranges.list, max(self.applied, self.store.applied), self.positions)
+        self._subscribed = KeyRanges([*self.ranges.list, *self.map.wanted(self.config.number)])
+        new = not self.ranges.list and not self.positions and self.reached == 0
+        return ShardSubscribe(
+            self.config.name, self._subscribed.list, FROM_NOW if new else self.reached, self.positions
+        )
+
+    def subscribed_to(self, ranges: list[tuple[bytes, bytes]]) -> bool:
+        """Does the feed that runs now cover them?"""
+        return self.state != "connecting" and not without(ranges, self._subscribed.list)
+
+    def subscribe_again(self) -> None:
+        """With what the map wants now."""
+        self.state = "connecting"
+        self._feed.end()
 
     def fed(self, message: ShardRecord | Watermark, size: int) -> None:
         """Take what the crossbar sent, in its order."""
@@ -239,6 +296,7 @@ class ShardService:
             await self._more.wait()
             self._more.clear()
             while self._queue:
+                feed = self._feed.number
                 records: list[FeedRecord] = []
                 mark: Watermark | None = None
                 positions = b""
@@ -256,7 +314,10 @@ class ShardService:
                         )
                         self._queued_bytes -= len(message.body)
                 if records or positions:
-                    await self._loop.run_in_executor(self._writer, self._apply, records, positions)
+                    async with self.writing:
+                        if self._feed.number != feed:
+                            break  # what is in the queue now is of a new feed
+                        await self._loop.run_in_executor(self._writer, self._apply, records, positions)
                     self.records += len(records)
                     self.batches += 1
                 if positions:
@@ -286,6 +347,7 @@ class ShardService:
         self.state = "following"
         self._wanted = 0
         self._advance(tau)
+        self.keeper.changed()
         if self._waiting:
             self._want(max(item[0] for item in self._waiting))
 
@@ -305,6 +367,10 @@ class ShardService:
             self._persist(functools.partial(self.store.apply, batch, positions if not records else None, noted))
             if not records:
                 return
+
+    async def write(self, work: Callable[[], None]) -> None:
+        """In the writer's thread, waiting while the disk is full; `writing` is held."""
+        await self._loop.run_in_executor(self._writer, self._persist, work)
 
     def _persist(self, write: Callable[[], None]) -> None:
         """Write, waiting while the disk is full."""
@@ -356,6 +422,8 @@ class ShardService:
     def get(self, request: Get) -> GetReply:
         """Answer a Get whose time is applied."""
         self.gets += 1
+        if self.gets % HEAT_EVERY == 0 and request.keys:
+            self._heat.append(request.keys[0])
         if not all(map(self.ranges.holds, request.keys)):
             return GetReply(request.id, ReadStatus.NOT_HELD, b"")
         try:
@@ -369,9 +437,32 @@ class ShardService:
     def scan(self, request: Scan) -> ScanReply:
         """Answer a Scan whose time is applied; may run in any thread."""
         self.scans += 1
+        if self.scans % HEAT_EVERY == 0:
+            self._heat.append(request.lo)
         if not self.ranges.covers(request.lo, request.hi):
             return ScanReply(request.id, ReadStatus.NOT_HELD, False, b"")
-        return answer_scan(self.store, request)
+        reply = answer_scan(self.store, request)
+        if reply.status == ReadStatus.OK and not self.ranges.covers(request.lo, request.hi):
+            return ScanReply(request.id, ReadStatus.NOT_HELD, False, b"")  # left meanwhile: some of it may be erased
+        return reply
+
+    def export(self, request: Export) -> ExportReply:
+        """Answer an Export whose time is applied; in any thread."""
+
+        def refused(status: ReadStatus) -> ExportReply:
+            return ExportReply(request.id, status, 0, 0, b"", b"", b"")
+
+        applied, garbage = self.applied, self.garbage.exported()  # before the page: it holds all of that
+        try:
+            page, following, newest, horizon = self.store.export(
+                request.lo, request.hi, max(1, min(request.max_bytes, MAX_EXPORT))
+            )
+        except StoreError as error:
+            log.error("storage.read_failed", error=str(error))
+            return refused(ReadStatus.ERROR)
+        if not self.ranges.covers(request.lo, request.hi):
+            return refused(ReadStatus.NOT_HELD)
+        return ExportReply(request.id, ReadStatus.OK, max(applied, newest), horizon, following, garbage, page)
 
     def stats(self, request: Stats) -> StatsReply:
         """Rows and bytes of this shard's part of storage ids."""
@@ -392,7 +483,8 @@ class ShardService:
     async def _collect(self) -> None:
         """Raise the horizon, remove a slice of what is below it."""
         while True:
-            pause = await self._loop.run_in_executor(self._writer, self._collect_some)
+            async with self.writing:
+                pause = await self._loop.run_in_executor(self._writer, self._collect_some)
             await asyncio.sleep(pause)
 
     def _collect_some(self) -> float:
@@ -418,14 +510,35 @@ class ShardService:
             await asyncio.sleep(REPORT_SECONDS)
             self._give_up()
             self._link.send(ShardApplied(self.applied, b""))
+            if self._control is not None:
+                self._control.send(await self._loop.run_in_executor(self.executor, self._load))
             if self.store.replaced:
                 raise StorageError(f"{self.directory}: the store's file was deleted or exchanged")
+
+    def _load(self) -> ShardHeld:
+        """For the control plane; in a thread."""
+        now = time.monotonic()
+        if now - self._samples[0] >= SAMPLE_SECONDS:
+            self._samples = now, self.store.split(b"", b"", SAMPLES)
+        size = self.store.size()
+        return ShardHeld(
+            self.config.name,
+            self.config.number,
+            self.map.version,
+            self.ranges.list if self.state == "following" else [],
+            (size["file_pages"] - size["free_pages"]) * size["page_size"],
+            self.gets + self.scans + self.records,
+            self._samples[1],
+            list(self._heat),
+        )
 
     def learn_map(self, encoded: bytes) -> int:
         """The control plane has a newer map; returns the version of ours."""
         partition = PartitionMap.decode(encoded)
         if partition.version > self.map.version:
             self.map = partition
+            self.keeper.changed()
+        self._first_map.set()
         return self.map.version
 
     def status(self) -> dict[str, int | float | str]:
@@ -442,6 +555,9 @@ class ShardService:
             "lag": max(0, time.time_ns() - self.applied) / 1e9 if self.applied else -1.0,
             "map_version": self.map.version,
             "ranges": len(self.ranges.list),
+            "pages_taken": self.keeper.pages,
+            "bytes_taken": self.keeper.bytes_taken,
+            "waiting_for": self.keeper.waiting_for,
             "records": self.records,
             "batches": self.batches,
             "rebuilds": self.rebuilds,
@@ -464,10 +580,12 @@ class _Feed:
         self._service = service
         self._connection: Connection | None = None
         self._paused = False
+        self.number = 0  # of feeds so far
 
     def connected(self, connection: Connection) -> None:
         """Subscribe from where we are."""
         self._connection, self._paused = connection, False
+        self.number += 1
         self._service.forget_queue()
         connection.send(self._service.subscription())
 
@@ -483,10 +601,11 @@ class _Feed:
             if message.status == FeedStatus.OK:
                 service.started(message.tau)
             else:
+                service.start_over = len(service.map.replicas.get(service.config.number, ())) > 1
                 service.fail(
                     StorageError(
                         f"the journals do not reach back to {service.store.applied}, where this replica is: "
-                        "restore a snapshot"
+                        + ("another replica will fill it" if service.start_over else "restore a snapshot")
                     )
                 )
         else:
@@ -500,6 +619,11 @@ class _Feed:
 
     def writable(self, connection: Connection, yes: bool) -> None:
         """What we send is small."""
+
+    def end(self) -> None:
+        """Connect again."""
+        if self._connection is not None:
+            self._connection.close()
 
     def pause(self) -> None:
         """More has come than was applied."""
@@ -540,6 +664,8 @@ class _Reader:
             service.when_fresh(message.tau, functools.partial(self._scan, message))
         elif isinstance(message, Stats):
             service.when_fresh(message.tau, functools.partial(self._stats, message))
+        elif isinstance(message, Export):
+            service.when_fresh(message.tau, functools.partial(self._export, message))
         elif isinstance(message, OldestSnapshot):
             service.reads_from(self, message.tau)
         else:
@@ -567,7 +693,17 @@ class _Reader:
             future = service._loop.run_in_executor(service.executor, service.scan, request)
             future.add_done_callback(self._scanned)
 
-    def _scanned(self, future: asyncio.Future[ScanReply]) -> None:
+    def _export(self, request: Export, fresh: bool) -> None:
+        service = self._service
+        if not self._here:
+            return
+        if not fresh:
+            self.connection.send(ExportReply(request.id, ReadStatus.NOT_FRESH, 0, 0, b"", b"", b""))
+        else:
+            future = service._loop.run_in_executor(service.executor, service.export, request)
+            future.add_done_callback(self._scanned)
+
+    def _scanned(self, future: asyncio.Future[ScanReply] | asyncio.Future[ExportReply]) -> None:
         if self._here:
             self.connection.send(future.result())
 
@@ -591,12 +727,17 @@ class _Control:
         self._service = service
 
     def connected(self, connection: Connection) -> None:
-        """Ask for what is newer."""
-        connection.send(GetMap(self._service.map.version))
+        """Ask for what is newer; the first time for what there is."""
+        service = self._service
+        connection.send(GetMap(service.map.version if service._first_map.is_set() else 0))
 
     def received(self, connection: Connection, body: bytes) -> None:
-        """A newer map; ask for the next one."""
-        connection.send(GetMap(self._service.learn_map(_map_decoder.decode(body).map)))
+        """A newer map; ask for the next one. Or a question: ours is newer."""
+        message = _control_decoder.decode(body)
+        if isinstance(message, MapReply):
+            connection.send(GetMap(self._service.learn_map(message.map)))
+        else:
+            connection.send(MapReply(self._service.map.encode()))
 
     def lost(self, connection: Connection) -> None:
         """The map that we have goes on to serve."""
@@ -607,19 +748,45 @@ class _Control:
 
 async def serve(config: RoleConfig, stop: asyncio.Event) -> None:
     """Run a replica until `stop` is set; raises what it failed of."""
+    from_now = False
+    while not await _serve(config, stop, from_now):
+        from_now = True
+        store = Path(config.data) / "storage"
+        log.warning("storage.starting_over", directory=str(store))
+        (store / DATA_FILE).unlink(missing_ok=True)
+
+
+async def _serve(config: RoleConfig, stop: asyncio.Event, from_now: bool) -> bool:
+    """True: it was stopped; False: it has to start over, with an empty store."""
     from australis.process import announce
 
-    service = ShardService(config)
+    service = ShardService(config, from_now=from_now)
+    over = asyncio.Event()
+    service.failed.add_done_callback(lambda _: over.set())
     await service.start()
     announce(service="storage", name=config.name, shard=config.number)
-    service.failed.add_done_callback(lambda _: stop.set())
+    ended = asyncio.create_task(_either(stop, over))
     try:
         async with observed(config, service.status) as seen:
             if seen.measured:
                 service.wait_seconds = seen.metrics.histogram("read_wait_seconds", "Until a read's time was applied")
-            await stop.wait()
+            await ended
     finally:
+        ended.cancel()
         await service.stop()
     if service.failed.done():
+        if service.start_over and not stop.is_set():
+            return False
         error = service.failed.result()
         raise error if isinstance(error, AustralisError | OSError) else StorageError(f"storage failed: {error!r}")
+    return True
+
+
+async def _either(one: asyncio.Event, other: asyncio.Event) -> None:
+    """Return once one of them is set."""
+    waits = [asyncio.create_task(event.wait()) for event in (one, other)]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -55,6 +55,28 @@ class Store(Protocol):
         """Remove entries of a storage id; True: none left."""
         ...
 
+    def erase(self, lo: bytes, hi: bytes, max_entries: int) -> bool:
+        """Remove keys of a range that is not held any more; True: none left."""
+        ...
+
+    def absorb(self, path: str | Path) -> None:
+        """Take over all of another store of the same applied time."""
+        ...
+
+    def split(self, lo: bytes, hi: bytes, max: int, /) -> list[bytes]:
+        """Keys that cut a range into about equal parts."""
+        ...
+
+    def export(self, lo: bytes, hi: bytes, max_bytes: int, /) -> tuple[bytes, bytes, int, int]:
+        """All versions of the first keys of a range: a page, where to go on (b'': the end), applied, horizon."""
+        ...
+
+    def import_page(
+        self, page: bytes, lo: bytes, hi: bytes, applied: int, horizon: int, ranges: bytes, garbage: bytes, /
+    ) -> None:
+        """Take over a page of keys in [lo, hi), none of which is here, with the records "ranges" and "garbage"."""
+        ...
+
     def get_many(self, keys: Sequence[bytes], tau: int) -> bytes:
         """Read keys."""
         ...
