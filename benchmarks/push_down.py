@@ -1,4 +1,6 @@
-"""What filters, columns, limits and reading ahead at storage are worth: `python -m benchmarks.push_down [attached|socket]`.
+"""What filters, columns, limits and reading ahead at storage are worth.
+
+    python -m benchmarks.push_down [attached|socket]
 
 Each query runs with `australis.push_down` off and on in turn, in one session; printed are the medians and their ratio.
 AUSTRALIS_TEST_TOPOLOGY measures a cluster of many processes instead.
@@ -9,7 +11,6 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from typing import LiteralString, cast
 
 from tests.fixtures.servers import australis_server
 
@@ -35,7 +36,7 @@ def main() -> None:
 
         def execute(statement: str) -> float:
             before = time.perf_counter()
-            result = connection.execute(cast(LiteralString, statement))
+            result = connection.execute(statement.encode())
             if result.description:
                 result.fetchall()
             return time.perf_counter() - before
@@ -47,7 +48,9 @@ def main() -> None:
         )
         execute("ANALYZE t")
         print(
-            f"| {driver or 'default'}: {ROWS} rows of about 300 bytes | off, ms | on, ms | off / on |\n|---|---|---|---|"
+            f"| {driver or 'default'}: {ROWS} rows of about 300 bytes | off, ms | on, ms | off / on |",
+            "|---|---|---|---|",
+            sep="\n",
         )
         for what, query in QUERIES:
             taken: dict[str, list[float]] = {"off": [], "on": []}

@@ -320,6 +320,18 @@ limit_above(PlanState *parent, EState *estate)
 	return (int) (rows + DatumGetInt64(offset));
 }
 
+/*
+ * In one's own process a filter only saves what happens to rows that it drops,
+ * and costs for the others.
+ */
+static bool
+filter_pays(PlanState *node)
+{
+	double		rows = ((ScanState *) node)->ss_currentRelation->rd_rel->reltuples;
+
+	return au_storage_driver != 0 || rows <= 0 || node->plan->plan_rows < rows / 4;
+}
+
 /* What storage may do for a scan whose rows come into this slot. */
 static PushDown *
 make_push(PlanState *node, PlanState *parent, EState *estate, AustralisTupleTableSlot *slot, bool attributes)
@@ -327,10 +339,11 @@ make_push(PlanState *node, PlanState *parent, EState *estate, AustralisTupleTabl
 	PushDown   *push = palloc0_object(PushDown);
 
 	push->estate = estate;
-	push->qual = node->plan->qual;
+	push->qual = filter_pays(node) ? node->plan->qual : NIL;
 	push->varno = ((Scan *) node->plan)->scanrelid;
 	push->desc = slot->base.base.tts_tupleDescriptor;
-	push->limit = limit_above(parent, estate);
+	if (push->qual == node->plan->qual)
+		push->limit = limit_above(parent, estate);
 	if (attributes)
 		hint_attributes(node, parent, slot, push);
 	return push;

@@ -321,7 +321,7 @@ class Scan(Message, frozen=True, array_like=True, gc=False, tag=22):
 
 
 class ScanReply(Message, frozen=True, array_like=True, gc=False, tag=23):
-    """A batch; `more` says that the range goes on: at `resume` (backward: below it), or if empty, behind its last key."""
+    """A batch; `more`: the range goes on, at `resume` (backward: below it) or, if that is empty, after its last key."""
 
     id: int
     status: int

@@ -942,6 +942,7 @@ class Reads:
         read = part.read
         request = read.request
         if isinstance(reply, ScanReply):
+            assert isinstance(request, Scan), "the answer to Scan"
             if not reply.batch and not reply.more and read.rest:
                 read.parts = [self._next_piece(read)]
                 self._dispatch(read.parts[0], at)

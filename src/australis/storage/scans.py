@@ -1,8 +1,8 @@
 """Answers a Scan from a store, as the storage service of one host and a shard's replica do.
 
 What must hold: one request never looks at more than MAX_EXAMINED rows nor returns more than MAX_SCAN_ROWS or
-MAX_SCAN_BYTES, whatever it asks for; a filter that is not well-formed is REFUSED and nothing is read. If the store fails, the
-answer is ERROR, and the log says why.
+MAX_SCAN_BYTES, whatever it asks for; a filter that is not well-formed is REFUSED and nothing is read. If the store
+fails, the answer is ERROR, and the log says why.
 """
 
 from __future__ import annotations
