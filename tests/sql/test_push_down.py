@@ -14,6 +14,8 @@ import psycopg
 import pytest
 from psycopg.types.string import TextLoader
 
+from australis.control_plane.topology import replica_name
+from tests.fixtures import plane
 from tests.fixtures.servers import Server, australis_server
 
 Connection = psycopg.Connection[tuple[object, ...]]
@@ -281,6 +283,45 @@ def test_scans_that_stop_early_leave_nothing_behind(wide: Connection) -> None:
         assert rest == 20000 - 300 * len(range(attempt, 400, 100)), "savepoints do not move cursors back"
         assert _answer(wide, "SELECT count(*), sum(tail) FROM wide WHERE note IS NOT NULL") == [("20000", "200010000")]
         _execute(wide, "COMMIT")
+
+
+def test_the_next_batch_is_asked_for_ahead(wide: Connection) -> None:
+    """EXPLAIN's buffers are what was asked for, its trips what was taken: batches of 48, 192 and 768 rows."""
+    if _answer(wide, "SHOW australis.storage_driver") == [("attached",)]:
+        pytest.skip("nothing to overlap with")
+    query = "SELECT id FROM wide WHERE id % 1 = 0 LIMIT {}"
+    for rows, trips, asked in ((1, 1, 1), (40, 1, 1), (100, 2, 3), (300, 3, 4)):
+        plan = str(_answer(wide, "EXPLAIN (ANALYZE, BUFFERS, COSTS OFF) " + query.format(rows)))
+        assert f"Buffers: shared hit={asked}" in plan and f"trips={trips} " in plan, plan
+        assert len(_answer(wide, query.format(rows))) == rows
+
+
+def test_cancelled_scans_leave_nothing_behind(wide: Connection) -> None:
+    for _ in range(20):
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            _execute(wide, "SET statement_timeout = 3; SELECT count(md5(note || id)) FROM wide, generate_series(1, 50)")
+        _execute(wide, "SET statement_timeout = 0")
+        assert _answer(wide, "SELECT count(*), sum(tail), max(length(note)) FROM wide") == [
+            ("20000", "200010000", "1200")
+        ]
+
+
+def test_a_replica_dies_while_a_batch_is_on_its_way() -> None:
+    with plane.plane(adjudicators=1, shards=2, replicas=2) as many, many.server().connect() as connection:
+        _execute(connection, "CREATE TABLE wide (id int PRIMARY KEY, grp int, note text)")
+        _execute(connection, "INSERT INTO wide SELECT i, i % 10, repeat('x', 900) FROM generate_series(1, 20000) i")
+        _execute(connection, "BEGIN")
+        for condition in ("true", "grp < 5"):
+            _execute(connection, f"DECLARE c CURSOR FOR SELECT id, note FROM wide WHERE {condition}")
+            rows = _answer(connection, "FETCH 300 FROM c")
+            for shard in range(2):
+                if condition == "true":
+                    many.kill(replica_name(shard, 0))
+            rows += _answer(connection, "FETCH ALL FROM c")
+            expected = [i for i in range(1, 20001) if condition == "true" or i % 10 < 5]
+            assert [int(str(row[0])) for row in rows] == expected
+            _execute(connection, "CLOSE c")
+        _execute(connection, "COMMIT")
 
 
 def test_conditions_keep_their_order(wide: Connection) -> None:
