@@ -2,7 +2,7 @@
 
     python -m benchmarks.push_down [attached|socket]
 
-Each query runs with `australis.push_down` off and on in turn, in one session; printed are the medians and their ratio.
+Each query runs with `australis.push_down` off and on in turn, in one session and process; printed are the medians and their ratio.
 AUSTRALIS_TEST_TOPOLOGY measures a cluster of many processes instead.
 """
 
@@ -47,6 +47,7 @@ def main() -> None:
             f" FROM generate_series(1, {ROWS}) i"
         )
         execute("ANALYZE t")
+        execute("SET max_parallel_workers_per_gather = 0")
         print(
             f"| {driver or 'default'}: {ROWS} rows of about 300 bytes | off, ms | on, ms | off / on |",
             "|---|---|---|---|",

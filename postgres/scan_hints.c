@@ -329,7 +329,9 @@ filter_pays(PlanState *node)
 {
 	double		rows = ((ScanState *) node)->ss_currentRelation->rd_rel->reltuples;
 
-	return au_storage_driver != 0 || rows <= 0 || node->plan->plan_rows < rows / 4;
+	/* of a parallel scan the plan says what one process returns */
+	return au_storage_driver != 0 || rows <= 0 ||
+		node->plan->plan_rows < rows / (node->plan->parallel_aware ? 10 : 4);
 }
 
 /* What storage may do for a scan whose rows come into this slot. */

@@ -6,6 +6,7 @@ Must hold: whatever storage is asked to drop or to leave out, answers are those 
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ import psycopg
 import pytest
 from psycopg.types.string import TextLoader
 
-from australis.control_plane.topology import replica_name
+from australis.control_plane.topology import DATABASE, FIRST_RELATION, first_map, replica_name
+from australis.keyspace import KEYSPACE_END
+from australis.partition_map import PartitionMap, Range
 from tests.fixtures import plane
 from tests.fixtures.servers import Server, australis_server
 
@@ -322,6 +325,47 @@ def test_a_replica_dies_while_a_batch_is_on_its_way() -> None:
             assert [int(str(row[0])) for row in rows] == expected
             _execute(connection, "CLOSE c")
         _execute(connection, "COMMIT")
+
+
+def _cut_in_three(adjudicators: int, shards: int, replicas: int) -> PartitionMap:
+    """Every relation on three shards: those with an id (int, the key) below 6,000, below 12,000, and the others."""
+    partition = first_map(adjudicators, shards, replicas)
+    first = DATABASE << 32 | FIRST_RELATION
+    bounds = [b""]
+    for relation in range(first, first + 400):
+        for number in (None, 6000, 12000):
+            key = relation.to_bytes(8, "big")
+            bounds.append(key if number is None else key + b"\x02" + (number + (1 << 63)).to_bytes(8, "big"))
+    ranges = [Range(lo, hi, index % 3) for index, (lo, hi) in enumerate(itertools.pairwise([*bounds, KEYSPACE_END]))]
+    return PartitionMap(1, partition.adjudicators, partition.keys, partition.shards, ranges)
+
+
+def test_a_scan_over_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plane, "first_map", _cut_in_three)
+    with plane.plane(shards=3) as many, many.server().connect() as connection:
+        _execute(connection, "CREATE TABLE wide (id int PRIMARY KEY, grp int, note text)")
+        filenode = int(str(_answer(connection, "SELECT pg_relation_filenode('wide')")[0][0]))
+        assert FIRST_RELATION <= filenode < FIRST_RELATION + 400, "it is on three shards"
+        _execute(connection, "INSERT INTO wide SELECT i, i % 1000, repeat('x', 300) FROM generate_series(1, 20000) i")
+        _execute(connection, "ANALYZE wide")
+        for push in ("on", "off"):
+            _execute(connection, f"SET australis.push_down = {push}")
+            _execute(connection, "BEGIN")
+            for writes in (0, 2):
+                if writes:
+                    _execute(connection, "UPDATE wide SET grp = 7 WHERE id IN (5999, 6000)")
+                rows = [int(str(row[0])) for row in _answer(connection, "SELECT id FROM wide WHERE grp = 7")]
+                assert rows == sorted([*range(7, 20000, 1000), *([5999, 6000] if writes else [])])
+                backward = _answer(connection, "SELECT id FROM wide WHERE grp = 7 ORDER BY id DESC")
+                assert [int(str(row[0])) for row in backward] == rows[::-1]
+                assert _answer(connection, "SELECT count(*) FROM wide") == [("20000",)]
+                everything = _answer(connection, "SELECT id, note FROM wide")
+                assert [int(str(row[0])) for row in everything] == list(range(1, 20001))
+                limited = _answer(connection, "SELECT id FROM wide WHERE id > 5900 AND grp < 500 LIMIT 300")
+                assert [int(str(row[0])) for row in limited] == [
+                    i for i in range(5901, 8000) if i % 1000 < 500 or i in ([5999, 6000] if writes else [])
+                ][:300]
+            _execute(connection, "ROLLBACK")
 
 
 def test_conditions_keep_their_order(wide: Connection) -> None:
