@@ -732,6 +732,9 @@ extern bool au_read_range_cut(Bytes lo, Bytes hi, Tau tau, uint32 max_rows, uint
 							  StringInfo resume);
 extern bool au_read_key(Bytes key, Tau tau, StringInfo buf);
 
+/* Read n keys in one trip into buf: found[i] is where the entry of keys[i] begins, or -1. */
+extern void au_read_keys(const Bytes *keys, int n, Tau tau, StringInfo buf, int *found);
+
 /* rows and bytes of a storage id, as of the newest applied time */
 extern void au_read_stats(RelId relid, int64 *rows, int64 *bytes);
 extern void au_read_current_stats(RelId relid, int64 *rows, int64 *bytes);

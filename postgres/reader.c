@@ -742,6 +742,74 @@ au_read_key(Bytes key, Tau tau, StringInfo buf)
 	}
 }
 
+static void
+read_keys_attached(const Bytes *keys, int n, Tau tau, StringInfo buf, int *found)
+{
+	StringInfoData one;
+
+	initStringInfo(&one);
+	for (int i = 0; i < n; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		resetStringInfo(&one);
+		found[i] = -1;
+		if (!au_read_key(keys[i], tau, &one))
+			continue;
+		found[i] = buf->len;
+		appendBinaryStringInfo(buf, one.data, one.len);
+	}
+	pfree(one.data);
+}
+
+void
+au_read_keys(const Bytes *keys, int n, Tau tau, StringInfo buf, int *found)
+{
+	StringInfoData msg;
+	MpReader	reply;
+	Bytes		b;
+	uint32		at = 0;
+
+	resetStringInfo(buf);
+	if (au_storage_driver == 0)
+	{
+		read_keys_attached(keys, n, tau, buf, found);
+		return;
+	}
+	pgBufferUsage.shared_blks_hit++;
+	initStringInfo(&msg);
+	au_mp_array(&msg, 4);
+	au_mp_int(&msg, TAG_GET);
+	au_mp_int(&msg, ++request_id);
+	au_mp_int(&msg, tau);
+	au_mp_array(&msg, (uint32) n);
+	for (int i = 0; i < n; i++)
+		au_mp_bin(&msg, keys[i].data, keys[i].len);
+	ask(&msg, &reply);
+	check_reply(&reply, TAG_GET + 1);
+	b = au_mp_read_bin(&reply);
+	pfree(msg.data);
+	appendBinaryStringInfo(buf, (const char *) b.data, b.len);
+	for (int i = 0; i < n; i++)
+	{
+		uint32		klen = 0,
+					vlen = STORE_NO_VALUE;
+		uint64		size = 16;
+
+		if (at + size <= b.len)
+		{
+			memcpy(&klen, buf->data + at, 4);
+			memcpy(&vlen, buf->data + at + 4, 4);
+			if (vlen != STORE_NO_VALUE)
+				size += TYPEALIGN(8, (uint64) vlen) + TYPEALIGN(8, (uint64) klen);
+		}
+		if (at + size > b.len)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION), errmsg("unexpected answer from the storage service")));
+		found[i] = vlen == STORE_NO_VALUE ? -1 : (int) at;
+		at += (uint32) size;
+	}
+}
+
 /*
  * Rows and bytes of a relation as storage has them.  Everything that this
  * transaction would read is counted: VACUUM ANALYZE right after a load must

@@ -124,8 +124,9 @@ class WideCommit(Commit, frozen=True, array_like=True, gc=False, tag=2):
 
     `scans`: relations of which no row may have been written after tau_start (rule M5: what a SERIALIZABLE scan of a
     secondary index has read; the index entries are blind). `parts`: the key ranges [lo, hi) of the relations in `ddl`
-    and `scans`; their owners are asked. No parts means all owners. `leader`: the adjudicator that this is addressed to,
-    as generations of different adjudicators have the same numbers; -1: whoever has the connection.
+    and `scans`; their owners are asked. No parts means all owners. (Query processors send neither yet: for such a scan
+    they validate the range of the whole table, and a schema change asks everybody.) `leader`: the adjudicator that this
+    is addressed to, as generations of different adjudicators have the same numbers; -1: whoever has the connection.
     """
 
     scans: list[int] = []

@@ -35,7 +35,6 @@ import structlog
 from prometheus_client import Histogram
 
 from australis.clock import Clock, open_clock
-from australis.control_plane.topology import RoleConfig, identity_of
 from australis.errors import AustralisError, StorageError
 from australis.keyspace import KeyRanges, without
 from australis.observe import observed
@@ -66,6 +65,7 @@ from australis.protocol.messages import (
     WantWatermark,
     Watermark,
 )
+from australis.role_config import RoleConfig, identity_of
 from australis.storage import horizon as horizons
 from australis.storage.garbage import Garbage
 from australis.storage.holdings import Holdings, RangeKeeper
@@ -600,6 +600,15 @@ class _Feed:
         elif isinstance(message, ShardStart):
             if message.status == FeedStatus.OK:
                 service.started(message.tau)
+            elif message.status == FeedStatus.DIVERGED:
+                # nothing is thrown away: what is here may be all that is left of what a journal has lost
+                service.fail(
+                    StorageError(
+                        f"ALARM: a journal does not hold what this replica has applied up to {service.store.applied}; "
+                        f"the crossbar's log says which. If the journals are whole, remove {service.directory} and it "
+                        "is filled anew"
+                    )
+                )
             else:
                 service.start_over = len(service.map.replicas.get(service.config.number, ())) > 1
                 service.fail(
