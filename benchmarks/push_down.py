@@ -2,7 +2,8 @@
 
     python -m benchmarks.push_down [attached|socket]
 
-Each query runs with `australis.push_down` off and on in turn, in one session and process; printed are the medians and their ratio.
+Each query runs with `australis.push_down` off and on in turn, in one session and process;
+printed are the medians and their ratio.
 AUSTRALIS_TEST_TOPOLOGY measures a cluster of many processes instead.
 """
 
