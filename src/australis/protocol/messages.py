@@ -66,6 +66,7 @@ class ReadStatus(IntEnum):
     NOT_FRESH = 2
     ERROR = 3
     NOT_HELD = 4  # not all of it is of this shard's: the asker's map is old
+    REFUSED = 5  # the filter is not well-formed; no replica would take it
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -308,7 +309,7 @@ class GetReply(Message, frozen=True, array_like=True, gc=False, tag=21):
 
 
 class Scan(Message, frozen=True, array_like=True, gc=False, tag=22):
-    """Read up to max_rows entries or max_bytes of [lo, hi) as of tau."""
+    """Read up to max_rows entries or max_bytes of [lo, hi) as of tau, of row images those that pass a filter."""
 
     id: int
     tau: int
@@ -317,15 +318,17 @@ class Scan(Message, frozen=True, array_like=True, gc=False, tag=22):
     backward: bool
     max_bytes: int
     max_rows: int
+    filter: bytes = b""
 
 
 class ScanReply(Message, frozen=True, array_like=True, gc=False, tag=23):
-    """A batch; `more` says that the range goes on behind its last key."""
+    """A batch; `more`: the range goes on, at `resume` (backward: below it) or, if that is empty, after its last key."""
 
     id: int
     status: int
     more: bool
     batch: bytes
+    resume: bytes = b""
 
 
 class Stats(Message, frozen=True, array_like=True, gc=False, tag=24):

@@ -69,6 +69,7 @@ from australis.role_config import RoleConfig, identity_of
 from australis.storage import horizon as horizons
 from australis.storage.garbage import Garbage
 from australis.storage.holdings import Holdings, RangeKeeper
+from australis.storage.scans import INLINE_ROWS, answer_scan
 from australis.storage.shard_keeper import SnapshotKeeper, restore
 from australis.storage.store import (
     DATA_FILE,
@@ -82,11 +83,6 @@ from australis.storage.store import (
 from australis.transport import Address, Connection, Identity, Link, Server, listen
 
 FRESH_SECONDS = 10.0
-MAX_SCAN_BYTES = 8 << 20
-MAX_SCAN_ROWS = 1 << 20
-INLINE_ROWS = 128
-"""Scans up to this many rows run in the loop; larger ones in a thread."""
-
 READ_THREADS = 2
 MAX_REQUEST = 64 << 20
 MAX_WAITING = 10_000
@@ -510,23 +506,10 @@ class ShardService:
             self._heat.append(request.lo)
         if not self.ranges.covers(request.lo, request.hi):
             return ScanReply(request.id, ReadStatus.NOT_HELD, False, b"")
-        try:
-            batch, more = self.store.scan(
-                request.lo,
-                request.hi,
-                request.backward,
-                request.tau,
-                max(1, min(request.max_rows, MAX_SCAN_ROWS)),
-                max(1, min(request.max_bytes, MAX_SCAN_BYTES)),
-            )
-            if not self.ranges.covers(request.lo, request.hi):  # left meanwhile: some of it may have been erased
-                return ScanReply(request.id, ReadStatus.NOT_HELD, False, b"")
-            return ScanReply(request.id, ReadStatus.OK, more, batch)
-        except TooOldError:
-            return ScanReply(request.id, ReadStatus.BELOW_HORIZON, False, b"")
-        except StoreError as error:
-            log.error("storage.read_failed", error=str(error))
-            return ScanReply(request.id, ReadStatus.ERROR, False, b"")
+        reply = answer_scan(self.store, request)
+        if reply.status == ReadStatus.OK and not self.ranges.covers(request.lo, request.hi):
+            return ScanReply(request.id, ReadStatus.NOT_HELD, False, b"")  # left meanwhile: some of it may be erased
+        return reply
 
     def export(self, request: Export) -> ExportReply:
         """Answer an Export whose time is applied; in any thread."""
