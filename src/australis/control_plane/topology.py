@@ -125,6 +125,9 @@ class TopologyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     connections: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None  # of each query processor
     retention: Annotated[float, msgspec.Meta(ge=1)] | None = None
     rebalance: bool = True  # move ranges between shards by their sizes and loads
+    liveness: Annotated[float, msgspec.Meta(ge=0)] = (
+        3.0  # how long a process may be silent before it is killed; 0: ever
+    )
     write_buffer_mb: Megabytes | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     clock: ClockSection = ClockSection()

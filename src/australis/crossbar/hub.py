@@ -178,6 +178,7 @@ class Hub:
         self.watermark = follower.watermark
         self._asked: dict[int, tuple[int, int]] = {}  # journal -> (tau, when)
         self._kept: dict[str, dict[int, Position]] = {}
+        self._diverged: dict[int, set[str]] = {}  # journal -> replicas that hold what it does not
         self.sent = 0
 
     # --------------------------------------------------------------------------------------------------- journals
@@ -283,6 +284,8 @@ class Hub:
     def subscribe(self, subscriber: Subscriber, request: ShardSubscribe) -> list[Effect]:
         """Begin to feed a subscriber, from memory or by catching up. Raises ProtocolError."""
         self.subscribers.append(subscriber)
+        for witnesses in self._diverged.values():
+            witnesses.discard(subscriber.name)  # it is found again if that is still so
         if request.applied == NOTHING_MORE:
             subscriber.next = self._first + len(self._records)
             return self._join(subscriber, self.watermark)
@@ -294,6 +297,22 @@ class Hub:
             subscriber.next = self._first + sum(record.tau <= request.applied for record in self._records)
             return self._join(subscriber, request.applied)
         return [CatchUp(subscriber, start, positions)]
+
+    def diverged(self, name: str, journal: int, replicas: list[str]) -> list[str]:
+        """A subscriber holds something that this journal does not. Returns who says so if that is the journal's fault.
+
+        One replica may be wrong; two that are the same way, or the only one of the cluster, say that records are lost.
+        """
+        witnesses = self._diverged.setdefault(journal, set())
+        witnesses.intersection_update(replicas)
+        if name in replicas:
+            witnesses.add(name)
+        return sorted(witnesses) if len(witnesses) >= min(2, max(len(replicas), 1)) else []
+
+    @property
+    def diverged_replicas(self) -> set[str]:
+        """Who was refused and has not been fed since."""
+        return set().union(*self._diverged.values())
 
     def _join(self, subscriber: Subscriber, tau: int) -> list[Effect]:
         subscriber.live, subscriber.sent = True, tau

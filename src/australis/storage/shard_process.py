@@ -617,6 +617,15 @@ class _Feed:
         elif isinstance(message, ShardStart):
             if message.status == FeedStatus.OK:
                 service.started(message.tau)
+            elif message.status == FeedStatus.DIVERGED:
+                # nothing is thrown away: what is here may be all that is left of what a journal has lost
+                service.fail(
+                    StorageError(
+                        f"ALARM: a journal does not hold what this replica has applied up to {service.store.applied}; "
+                        f"the crossbar's log says which. If the journals are whole, remove {service.directory} and it "
+                        "is filled anew"
+                    )
+                )
             else:
                 service.start_over = len(service.map.replicas.get(service.config.number, ())) > 1
                 service.fail(
