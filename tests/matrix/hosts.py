@@ -69,7 +69,7 @@ class OnHosts:
         return str(self._directory / "image.tar")
 
     def objects(self) -> str:
-        return (self._directory / "objects").as_uri()
+        return (self._directory / "objects").as_uri()  # all hosts have this directory
 
     def password_file(self, instance: Instance) -> str:
         return str(self._directory / "password")

@@ -7,6 +7,9 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from australis.errors import FencedError, JournalError
 from australis.protocol.messages import Drop, Ingest, MoveRange, Outcome, Resolve
 from tests.plane.parts import Asker, configs, key, partition, start, write
 
@@ -75,6 +78,40 @@ def test_a_successor_knows_what_was_committed(tmp_path: Path) -> None:
         assert (await asker.commit(0, write([key(0, 1)]))).outcome == Outcome.COMMITTED
         await asker.close()
         await second.stop()
+
+    run(body)
+
+
+@pytest.mark.parametrize("error", [FencedError, JournalError])
+def test_a_failed_journal_leaves_whoever_waits_to_the_successor(tmp_path: Path, error: type[JournalError]) -> None:
+    """Neither yes nor no: the record may have arrived, and the successor knows (rule Q2)."""
+
+    async def body() -> None:
+        made = configs(tmp_path, 1)
+        service = await start(made[0])
+        asker = Asker()
+        asker.link(0, made[0].listen)
+        await asker.up()
+        commit = write([key(0, 1)])
+        flushed = asyncio.Event()
+        service._flush = flushed.set  # type: ignore[method-assign]  # the record is queued, and no more is heard of it
+        waiting = asyncio.create_task(asker.commit(0, commit))
+        await flushed.wait()
+        service._journal_failed(error("another process owns the journal"))
+        assert isinstance(await service.failed, error)
+        assert not waiting.done()
+        await service.stop()
+        with pytest.raises(ConnectionResetError):
+            await waiting
+        await asker.close()
+        successor = await start(made[0])
+        asker = Asker()
+        asker.link(0, made[0].listen)
+        await asker.up()
+        found = await asker.ask(0, Resolve(commit.txid, commit.tau_start, 1, 0, True), "ResolveReply")
+        assert found.outcome == Outcome.COMMITTED  # it was written when the journal was closed
+        await asker.close()
+        await successor.stop()
 
     run(body)
 

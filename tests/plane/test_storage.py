@@ -18,6 +18,7 @@ from australis.crossbar.hub import unpack_positions
 from australis.crossbar.process import CrossbarService
 from australis.protocol.messages import Get, Outcome, ReadStatus, Scan
 from australis.storage.shard_process import ShardService
+from australis.transport import Link
 from tests.plane.parts import CLUSTER, Asker, configs, key, partition, start, write
 
 ROWS = 12
@@ -270,6 +271,117 @@ def test_a_journal_that_lost_its_end_is_an_alarm(tmp_path: Path, crossbar_restar
             await plane.start_crossbar()
         error = await plane.crossbar.failed
         assert "ALARM: journal 0 does not hold record" in str(error)
+        await plane.stop()
+
+    run(body)
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_one_diverged_replica_is_refused_and_two_accuse_the_journal(tmp_path: Path, ahead: int) -> None:
+    """A journal is put back as it was: whoever had applied more is refused; the crossbar goes on for the others."""
+
+    async def body() -> None:
+        plane = Plane(tmp_path, adjudicators=1, shards=1, replicas=2)
+        await plane.start()
+        await plane.commit([key(0, 1)])
+        await plane.check(time.time_ns())
+        config = plane.adjudicator_configs[0]
+        for name in list(plane.shards)[ahead:]:
+            await plane.shards.pop(name).stop()
+        await plane.asker.close()
+        await plane.adjudicators[0].stop()
+        shutil.copytree(config.data / "journal", tmp_path / "copy")
+        before = dict(plane.versions)
+
+        async def again() -> None:
+            plane.adjudicators[0] = await start(config)
+            plane.asker = Asker()
+            plane.asker.link(0, config.listen)
+            await plane.asker.up()
+
+        await again()
+        last = await plane.commit([key(0, 2)])
+        await plane.check(time.time_ns())
+        while not all(s.positions and unpack_positions(s.positions)[0] >= last for s in plane.shards.values()):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # they come a moment after the records
+        diverged = list(plane.shards)
+        for shard in plane.shards.values():
+            await shard.stop()
+        await plane.crossbar.stop()
+        (tmp_path / "crossbar" / "positions").unlink()
+        await plane.asker.close()
+        await plane.adjudicators[0].stop()
+        shutil.rmtree(config.data / "journal")
+        shutil.copytree(tmp_path / "copy", config.data / "journal")
+        await again()
+        await plane.start_crossbar()
+        plane.versions = before
+        plane.shards = {name: await plane.start_shard(0, name) for name in ("storage-0-0", "storage-0-1")}
+        for name in diverged:
+            assert "ALARM: a journal does not hold" in str(await plane.shards[name].failed)
+        if ahead == 2:
+            error = await plane.crossbar.failed
+            assert "ALARM: journal 0 does not hold record" in str(error)
+            assert "storage-0-0 and storage-0-1" in str(error)
+        else:
+            await plane.shards.pop(diverged[0]).stop()
+            await plane.commit([key(0, 3)])
+            await plane.check(time.time_ns())
+            assert not plane.crossbar.failed.done()
+            assert plane.crossbar.status()["refused_replicas"] == 1
+        await plane.stop()
+
+    run(body)
+
+
+def test_journals_that_begin_are_followed_once_their_address_is_known(tmp_path: Path) -> None:
+    """Without it the crossbar waits and says so; with it a replica that is catching up meanwhile reads them, too."""
+
+    async def body() -> None:
+        plane = Plane(tmp_path, adjudicators=2, shards=1, replicas=2)
+        await plane.start()
+        await plane.commit([key(0, 1)])
+        await plane.check(time.time_ns())
+        late = plane.shards.pop("storage-0-1")
+        await late.stop()
+        hub = plane.crossbar.hub
+        hub._keep = 0  # who catches up finds nothing in memory, and has to read on to where the journals are by then
+        await plane.commit([key(0, 2)])
+        await plane.check(time.time_ns())
+        held: list[tuple[crossbar._Tail, list[Any]]] = []
+        begin = crossbar._Tail.start
+
+        def hold(tail: crossbar._Tail, addresses: list[Any]) -> None:
+            if tail._follower is hub.follower:
+                begin(tail, addresses)
+            else:
+                tail._link = Link(addresses, tail._service.config.identity, tail)
+                held.append((tail, addresses))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(crossbar._Tail, "start", hold)
+            plane.shards["storage-0-1"] = await plane.start_shard(0, "storage-0-1")
+            while len(held) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        system = plane.adjudicators[0]
+        assert system.node is not None
+        system._carry_out(system.node.begin_journal("control", 2, system.config.clock.now()))
+        while 2 not in hub.follower.journals:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert plane.crossbar.unaddressed == {2}
+        assert plane.crossbar.status()["state"] == "connecting"
+        assert not plane.crossbar.failed.done()
+        newcomer = configs(tmp_path, 3, map=plane.map, born=hub.follower.promised(2))[2]
+        plane.adjudicators.append(await start(newcomer))
+        plane.crossbar.config.adjudicators[2] = [newcomer.listen]
+        plane.crossbar.unaddressed.clear()
+        await plane.commit([key(1, 3)])
+        await plane.read(plane.shards["storage-0-0"], [key(1, 3)], time.time_ns())
+        for tail, addresses in held:
+            begin(tail, addresses)
+        await plane.check(time.time_ns())
+        while hub.subscribers and not all(subscriber.live for subscriber in hub.subscribers):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         await plane.stop()
 
     run(body)

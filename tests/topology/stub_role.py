@@ -2,7 +2,8 @@
 
     python -m tests.topology.stub_role FILE
 
-`<data>/refuse` makes it fail at its start, with that text; `<data>/slow` makes it ready only when that is gone.
+`<data>/refuse` makes it fail at its start, with that text; `<data>/slow` makes it ready only when that is gone;
+`<data>/loop` makes it fall into an endless loop at the next question.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ class _Handler:
     def received(self, connection: Connection, body: bytes) -> None:
         match any_decoder.decode(body):
             case Status():
+                loop = Path(self._config.data) / "loop"
+                if loop.exists():
+                    loop.unlink()
+                    while True:
+                        pass
                 connection.send(StatusReply({"role": self._config.role, "number": self._config.number}))
             case ShardSubscribe():
                 connection.send(ShardStart(0, 0))

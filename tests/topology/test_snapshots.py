@@ -54,7 +54,7 @@ def _storage(cluster: Cluster) -> dict[str, dict[str, Any]]:
 def _restored(data: Path) -> int:
     """How many restores the log tells of."""
     files = [file for file in (data / "data" / "logs").rglob("*") if file.is_file()]
-    return sum(file.read_text(errors="replace").count("storage.snapshot_restored") for file in files)
+    return sum(file.read_text(errors="replace").count("storage.restored") for file in files)
 
 
 def test_stores_that_are_lost_come_back_from_snapshots(cluster: Cluster) -> None:
@@ -91,7 +91,7 @@ def test_stores_that_are_lost_come_back_from_snapshots(cluster: Cluster) -> None
                     break
                 assert worker.is_alive() and not wrong and time.monotonic() < until, found
                 time.sleep(0.2)
-            (folder,) = roles.glob(f"objects/*/shard-{name[8]}/manifests")
+            (folder,) = roles.parent.glob(f"objects/*/shard-{name[8]}/manifests")
             assert list(folder.iterdir())
             os.kill(found["pid"], signal.SIGKILL)  # also in the middle of a snapshot: they are written all the time
             shutil.rmtree(roles / name / "storage", ignore_errors=True)

@@ -136,6 +136,24 @@ def test_a_killed_role_is_started_again_without_its_neighbours(tmp_path: Path) -
         assert one.stop() == 0
 
 
+def test_a_silent_role_is_killed_and_started_again(tmp_path: Path) -> None:
+    """Stopped, or in an endless loop: both for roles that are asked; a router is only looked at."""
+    with supervised(tmp_path, SMALL + "liveness = 1.0\n") as one:
+        assert one.line() == "ready"
+        before = {name: one.pid(name) for name in NAMES}
+        for name in ("adjudicator-1", "storage-1-0", "router-0"):
+            os.kill(before[name], signal.SIGSTOP)
+        (one.layout.roles / "crossbar-0" / "loop").touch()  # at its next question
+        for name in ("adjudicator-1", "storage-1-0", "router-0", "crossbar-0"):
+            state = one.until(lambda state, name=name: state["services"][name]["restarts"] == 1)  # type: ignore[misc]
+            assert state["services"][name]["pid"] != before[name]
+        one.until(lambda state: bool(state["state"] == "ready"))
+        for name in ("adjudicator-0", "control", "gateway-0", "storage-0-0"):
+            assert one.pid(name) == before[name]
+            assert one.state["services"][name]["restarts"] == 0
+        assert one.stop() == 0
+
+
 def test_children_die_with_their_supervisor_and_a_new_one_starts(tmp_path: Path) -> None:
     with supervised(tmp_path) as one:
         assert one.line() == "ready"

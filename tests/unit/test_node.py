@@ -705,16 +705,6 @@ def test_hand_over_lowers_h_and_stops() -> None:
     assert host.receive(HeartbeatRequest(host.time)) == []
 
 
-def test_deposed_says_that_what_was_not_durable_never_counts() -> None:
-    host = Host()
-    host.commit(request(host.time - 5000, (mine(1), UPDATE)))
-    host.commit(request(host.time - 5000, (mine(2), UPDATE), (theirs(1), UPDATE)))
-    effects = host.keep(host.node.deposed())
-    replies = [effect.message for effect in effects if isinstance(effect, Reply)]
-    assert [reply.outcome for reply in replies if isinstance(reply, CommitReply)] == [Outcome.REFUSED, Outcome.REFUSED]
-    assert host.node.wake_at is None
-
-
 def test_w2_a_new_journal_is_announced_with_the_time_of_its_record() -> None:
     host = Host()
     host.keep(host.node.begin_journal("control", 4, host.now))

@@ -10,7 +10,7 @@ as the journal acknowledges in prefix order, and `wake` when its clock's earlies
 - everything is bounded: open transactions, promises, parked votes, waiting readers. Beyond that requests are refused.
 
 When another adjudicator is silent, attempts end after T and are tried again a few times; when the journal is, nothing
-is acknowledged. When the journal has another owner the host calls `deposed` and throws this value away.
+is acknowledged. When the journal has another owner, or fails, the host throws this value away and answers nobody.
 """
 
 from __future__ import annotations
@@ -295,21 +295,6 @@ class Node:
     def wake_at(self) -> int | None:
         """When `wake` has something to do, in terms of the clock's earliest; None: never."""
         return self._timers[0][0] if self._timers else None
-
-    def deposed(self) -> list[Effect]:
-        """The journal has another owner, and all own records that count were said to be durable: nothing else does."""
-        while self._waiting:
-            item = self._waiting.popleft()
-            if item.kind == Kind.TRANSACTION:
-                self._reply(item.client, CommitReply(item.txid, Outcome.REFUSED, 0, _MOVED))
-        for request in list(self._open.values()):
-            self._abandon(request)
-            self._refuse(request, Outcome.REFUSED, _MOVED)
-        self._closing = True
-        self._readers.clear()
-        self._parked.clear()
-        self._timers.clear()
-        return self._take()
 
     def hand_over(self, now: Now) -> list[Effect]:
         """Stop, and append an H that is no larger than needed, so that the successor need not wait (A2)."""

@@ -11,9 +11,9 @@ What must hold:
 - what crossbars are fed is durable (other journals' records may already be applied, so nothing can be taken back);
 - every queue is bounded: beyond that requests are refused before they are decided (rule Q10).
 
-If the journal has another owner, what does not count is refused; if it fails in any other way nobody is answered, and
-whoever waits resolves with the successor (rule Q2). Then connections close, and the process ends with one line; its
-supervisor starts it again, as a candidate. Without its peers, transactions of its own go on.
+If the journal has another owner, or fails in any other way, nobody is answered: whoever waits resolves with the
+successor (rule Q2). Connections close, and the process ends with one line; its supervisor starts it again, as a
+candidate. Without its peers, transactions of its own go on.
 """
 
 from __future__ import annotations
@@ -34,11 +34,9 @@ from australis.adjudicator.lease import Lease
 from australis.adjudicator.node import Alarm, Append, Effect, Node, Reply, Send, Settings
 from australis.adjudicator.recovery import Recovery
 from australis.clock import Clock, open_clock
-from australis.control_plane.topology import RoleConfig, identity_of
 from australis.crossbar.feed import Framed, RecentRecords, frame_record
 from australis.errors import (
     AustralisError,
-    FencedError,
     JournalError,
     JournalLockedError,
     PositionGoneError,
@@ -86,6 +84,7 @@ from australis.protocol.messages import (
     relations_of,
     wide_commit_decoder,
 )
+from australis.role_config import RoleConfig, identity_of
 from australis.traces import NoTraces
 from australis.transport import Address, Connection, Identity, Link, Server, listen
 
@@ -326,9 +325,7 @@ class AdjudicatorService:
             if not self.failed.done():
                 log.error("journal.failed", error=str(error))
                 self._completed()  # what was said to be durable before is
-                if self.node is not None and isinstance(error, FencedError):
-                    # nothing else of ours counts. After any other failure it may: nobody is answered, they resolve
-                    self._carry_out(self.node.deposed())
+                # nobody else is answered: of what was sent and not acknowledged a successor may have read anything
                 self.failed.set_result(error)
 
         self._loop.call_soon_threadsafe(fail)
@@ -521,7 +518,7 @@ class AdjudicatorService:
         """Everything that is durable by now: feed it, answer it."""
         self._completion_scheduled = False
         node = self.node
-        if node is None:
+        if node is None or self.failed.done():
             return
         durable, waiting = self.journal.durable, self._waiting
         done: list[_Waiting] = []

@@ -94,7 +94,7 @@ class Hosts:
         return ""
 
     def objects(self) -> str:
-        return ""
+        return ""  # a directory of one host is no place for it
 
     def password_file(self, instance: Instance) -> str:
         return f"{CONFIG_DIRECTORY}/{instance.name}/password"

@@ -3,9 +3,10 @@
     nats -> control -> adjudicators -> crossbars -> storage -> gateways (each with its PostgreSQL) -> routers
 
 Each role starts when the one before it serves; stop is the reverse. What must hold: what dies is started again with
-growing delays, without its neighbours; when this process dies its children die with it, and what is left all the same
-is ended by the next start before anything else; every child is told everything by one file in its own directory, which
-is written anew at every start, so that nobody has to keep it in step with the topology.
+growing delays, without its neighbours, and what runs and does not answer is killed (liveness.py); when this process
+dies its children die with it, and what is left all the same is ended by the next start before anything else; every
+child is told everything by one file in its own directory, which is written anew at every start, so that nobody has to
+keep it in step with the topology.
 
 `run/supervisor.sock` takes requests of this machine's user, one JSON object per connection: {"restart": [names]}; the
 answer is JSON lines, the last of which has "done" or "error".
@@ -29,6 +30,7 @@ import structlog
 from australis.control_plane import survey
 from australis.control_plane.embedded import FIRST_PORT, PORTS_TRIED, Phases, State, _port_free, _reachable
 from australis.control_plane.layout import Cluster, ClusterError, Layout, prepare_run, remove_run, unusable
+from australis.control_plane.liveness import Watcher
 from australis.control_plane.nats_role import server_of
 from australis.control_plane.plan import CONFIG_FILE, Instance, OneMachine, plan
 from australis.control_plane.processes import Child, end_leftovers, services_of
@@ -312,6 +314,8 @@ class ProcessCluster:
             await asyncio.wait(starting)
         for service in group:
             self._task(stack, service.watch(), f"watch {service.name}")
+            if self.topology.liveness:
+                self._task(stack, self._watcher(service).watch(), f"liveness of {service.name}")
 
     async def _start_routers(self, stack: contextlib.AsyncExitStack, configs: list[RoleConfig]) -> None:
         """Start them; on other ports than chosen before if those are taken by now and nobody asked for them."""
@@ -337,6 +341,14 @@ class ProcessCluster:
                 if self._wanted_port is None and first != FIRST_PORT:
                     self._notice(f"port {FIRST_PORT} is in use by another program; using {first}")
                 return
+
+    def _watcher(self, service: Service) -> Watcher:
+        return Watcher(
+            service,
+            self.topology.liveness,
+            lambda: self.configs[service.name].listen,
+            lambda: survey.tool_identity(self.cluster.id, self.layout.roles / survey.TOOL),
+        )
 
     def _service(self, config: RoleConfig) -> Service:
         name = config.name

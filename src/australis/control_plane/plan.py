@@ -77,7 +77,7 @@ class Place(Protocol):
         ...
 
     def objects(self) -> str:
-        """URL of the object store if the topology names none; "" if there is no place that all reach."""
+        """URL of the object store if the topology names none; "": none."""
         ...
 
     def password_file(self, instance: Instance) -> str:
@@ -176,10 +176,7 @@ def plan(topology: TopologyFile, cluster: str, place: Place, secret: str) -> lis
                 "clock": clock,
                 "retention": topology.retention or limits.retention,
                 "rebalance": topology.rebalance,
-            }
-        if one.role == "storage":
-            fields |= {
-                "objects": topology.objects or place.objects(),
+                "objects": place.objects() if topology.objects is None else topology.objects,
                 "snapshot_seconds": topology.snapshot_seconds,
             }
         if one.role == "gateway":
@@ -281,7 +278,7 @@ class OneMachine:
         return str(self._image)
 
     def objects(self) -> str:
-        return (self._roles / "objects").as_uri()
+        return (self._roles.parent / "objects").as_uri()
 
     def password_file(self, instance: Instance) -> str:
         return str(self._password)

@@ -57,6 +57,16 @@ class Service:
     def pid(self) -> int | None:
         return self._child.pid if self._child is not None and self._child.running else None
 
+    @property
+    def judged_pid(self) -> int | None:
+        """The process, while it is expected to answer: it has served and is not told to end."""
+        return self.pid if self.serving and self._restarting is None else None
+
+    def kill(self) -> None:
+        """It runs and does not answer: end it; whoever watches starts it again."""
+        if self._child is not None and self._child.running:
+            self._child.signal(signal.SIGKILL)
+
     async def start(self, failures: int = 0) -> None:
         """First start. Raises ClusterError with the service's own reason; the process is not left running then."""
         await self._attempt(failures)

@@ -178,6 +178,7 @@ class Hub:
         self.watermark = follower.watermark
         self._asked: dict[int, tuple[int, int]] = {}  # journal -> (tau, when)
         self._kept: dict[str, dict[int, Position]] = {}
+        self._diverged: dict[int, set[str]] = {}  # journal -> replicas that hold what it does not
         self.sent = 0
 
     # --------------------------------------------------------------------------------------------------- journals
@@ -283,6 +284,8 @@ class Hub:
     def subscribe(self, subscriber: Subscriber, request: ShardSubscribe) -> list[Effect]:
         """Begin to feed a subscriber, from memory or by catching up. Raises ProtocolError."""
         self.subscribers.append(subscriber)
+        for witnesses in self._diverged.values():
+            witnesses.discard(subscriber.name)  # it is found again if that is still so
         if request.applied == NOTHING_MORE:
             subscriber.next = self._first + len(self._records)
             return self._join(subscriber, self.watermark)
@@ -294,6 +297,22 @@ class Hub:
             subscriber.next = self._first + sum(record.tau <= request.applied for record in self._records)
             return self._join(subscriber, request.applied)
         return [CatchUp(subscriber, start, positions)]
+
+    def diverged(self, name: str, journal: int, replicas: list[str]) -> list[str]:
+        """A subscriber holds something that this journal does not. Returns who says so if that is the journal's fault.
+
+        One replica may be wrong; two that are the same way, or the only one of the cluster, say that records are lost.
+        """
+        witnesses = self._diverged.setdefault(journal, set())
+        witnesses.intersection_update(replicas)
+        if name in replicas:
+            witnesses.add(name)
+        return sorted(witnesses) if len(witnesses) >= min(2, max(len(replicas), 1)) else []
+
+    @property
+    def diverged_replicas(self) -> set[str]:
+        """Who was refused and has not been fed since."""
+        return set().union(*self._diverged.values())
 
     def _join(self, subscriber: Subscriber, tau: int) -> list[Effect]:
         subscriber.live, subscriber.sent = True, tau
@@ -327,11 +346,25 @@ class Hub:
         if message.kept:
             self._kept[name] = unpack_positions(message.kept)[1]
 
-    def trims(self, replicas: list[str]) -> dict[int, int]:
-        """Up to which sequence each journal may be forgotten, if every one of these replicas has said so."""
-        if not replicas or any(name not in self._kept for name in replicas):
+    def trims(self, shards: list[list[str]]) -> dict[int, int]:
+        """Up to which sequence each journal may be forgotten, if every shard has said so; `shards`: their replicas.
+
+        The replicas of a shard have its snapshots in common, and one that is behind begins with them: the farthest
+        counts.
+        """
+        kept: list[dict[int, Position]] = []
+        for replicas in shards:
+            said = [self._kept[name] for name in replicas if name in self._kept]
+            if not said:
+                return {}
+            farthest: dict[int, Position] = {}
+            for positions in said:
+                for journal, position in positions.items():
+                    if journal not in farthest or position.sequence > farthest[journal].sequence:
+                        farthest[journal] = position
+            kept.append(farthest)
+        if not kept:
             return {}
-        kept = [self._kept[name] for name in replicas]
         return {
             journal: min(positions[journal].sequence for positions in kept)
             for journal in self.follower.journals

@@ -8,8 +8,12 @@ than it can be merged, and a subscriber that does not read, stop being read and 
 from the journals, without the others noticing.
 
 `data`/positions says where all journals had been read to a moment ago, so that a restart need not begin at the
-beginning; it is a hint. An adjudicator that is away holds the watermark back (rule W3) until it is back. A journal that
-ends before what was read of it is an alarm, and the process ends: nothing is rewound silently.
+beginning; it is a hint. An adjudicator that is away holds the watermark back (rule W3) until it is back, and so does a
+journal that begins and whose address this process was not told (an alarm: restart it with the new configuration).
+
+A journal that ends before what was read of it is an alarm, and the process ends: nothing is rewound silently. A replica
+that holds what a journal does not is refused with an alarm, and the others are fed as before; when a second one (or the
+only one) says the same of that journal, it is the journal that is wrong.
 """
 
 from __future__ import annotations
@@ -24,7 +28,6 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from australis.control_plane.topology import RoleConfig, identity_of
 from australis.crossbar.follower import Follower
 from australis.crossbar.hub import (
     ASK_AGAIN_NS,
@@ -63,6 +66,7 @@ from australis.protocol.messages import (
     WantWatermark,
     Watermark,
 )
+from australis.role_config import RoleConfig, identity_of
 from australis.transport import Address, Connection, Identity, Link, Server, listen
 
 POSITIONS_SECONDS = 1.0
@@ -100,6 +104,13 @@ class LostRecordsError(JournalError):
     sqlstate = "XX001"
 
 
+def _lost(journal: int, position: Position, witness: str) -> LostRecordsError:
+    return LostRecordsError(
+        f"ALARM: journal {journal} does not hold record {position.sequence}, which {witness} read from it: committed "
+        "transactions are missing; restore the journal from a copy, or accept the loss by rebuilding storage from it"
+    )
+
+
 class CrossbarService:
     """The live hub and its connections."""
 
@@ -112,6 +123,7 @@ class CrossbarService:
         follower = Follower(config.cluster, config.map.system, sorted(config.adjudicators), start, positions=positions)
         self.hub = Hub(follower, start, config.keep_bytes)
         self.tails: dict[int, _Tail] = {}
+        self.unaddressed: set[int] = set()  # journals that have begun and cannot be followed
         self.clients: set[_Client] = set()
         self._server: Server | None = None
         self._control: Link | None = None
@@ -151,10 +163,16 @@ class CrossbarService:
 
     def _follow(self, journal: int) -> None:
         addresses = self.config.adjudicators.get(journal)
-        if addresses is None:
-            raise JournalError(f"journal {journal} has begun, but no address of its adjudicator is configured")
-        self.tails[journal] = tail = _Tail(self, journal, self.hub.follower, self._live_entry)
-        tail.start(addresses)
+        if addresses is not None:
+            self.tails[journal] = tail = _Tail(self, journal, self.hub.follower, self._live_entry, self.fail)
+            tail.start(addresses)
+        elif journal not in self.unaddressed:
+            self.unaddressed.add(journal)
+            log.error(
+                "crossbar.alarm",
+                text=f"journal {journal} has begun, but no address of its adjudicator is configured: nothing newer is "
+                "readable through this crossbar until it is restarted with one",
+            )
 
     async def stop(self) -> None:
         """End all connections; what was read is noted."""
@@ -177,6 +195,18 @@ class CrossbarService:
         if not self.failed.done():
             log.error("crossbar.failed", error=str(error))
             self.failed.set_result(error)
+
+    def diverged(self, name: str, journal: int, position: Position) -> None:
+        """A replica is at a record that the journal does not hold."""
+        log.error(
+            "crossbar.alarm",
+            text=f"ALARM: {name} is at record {position.sequence} of journal {journal}, which does not hold it: the "
+            "replica is refused",
+        )
+        replicas = [replica for shard in self.map.shards for replica in shard.replicas]
+        witnesses = self.hub.diverged(name, journal, replicas)
+        if witnesses:
+            self.fail(_lost(journal, position, " and ".join(witnesses)))
 
     async def _note_positions(self) -> None:
         content = pack_positions(self.hub.watermark, self.hub.follower.taken)
@@ -202,8 +232,10 @@ class CrossbarService:
         told: dict[int, int] = {}
         while True:
             await asyncio.sleep(TRIM_SECONDS)
-            replicas = [name for shard in self.map.shards for name in shard.replicas]
-            for journal, sequence in self.hub.trims(replicas).items():
+            # a shard without ranges has nothing that a journal could be needed for
+            holding = {item.owner for item in (*self.map.placement, *self.map.incoming)}
+            shards = [shard.replicas for shard in self.map.shards if shard.id in holding]
+            for journal, sequence in self.hub.trims(shards).items():
                 tail = self.tails.get(journal)
                 if sequence > told.get(journal, 0) and tail is not None and tail.send(Trim(sequence)):
                     told[journal] = sequence
@@ -276,11 +308,14 @@ class CrossbarService:
             "role": "crossbar",
             "pid": os.getpid(),
             "uptime": time.monotonic() - self._started,
-            "state": "following" if all(tail.following for tail in self.tails.values()) else "connecting",
+            "state": "following"
+            if not self.unaddressed and all(tail.following for tail in self.tails.values())
+            else "connecting",
             "watermark": hub.watermark,
             "lag": max(0, time.time_ns() - hub.watermark) / 1e9,
             "journals": len(follower.journals),
             "subscribers": len(hub.subscribers),
+            "refused_replicas": len(hub.diverged_replicas),
             "catching_up": sum(not subscriber.live for subscriber in hub.subscribers),
             "records": self.records,
             "records_sent": hub.sent,
@@ -294,15 +329,22 @@ class _Tail:
     """Reads one journal from its adjudicator, for the hub or for one subscriber that catches up."""
 
     def __init__(
-        self, service: CrossbarService, journal: int, follower: Follower, entry: Callable[[int, Entry], None]
+        self,
+        service: CrossbarService,
+        journal: int,
+        follower: Follower,
+        entry: Callable[[int, Entry], None],
+        failed: Callable[[AustralisError], None],
     ) -> None:
         self._service, self.journal, self._follower, self._entry = service, journal, follower, entry
+        self._failed = failed
         self._link: Link
         self._paused = False
         self._cut = False
         self.following = False
         self.began: Callable[[int], None] | None = None  # whom to tell that the owner feeds us from where we are
         self.gone: Callable[[], None] | None = None  # what to do if the journal does not reach back far enough
+        self.diverged: Callable[[int, Position], None] | None = None  # and if it does not hold where we are
 
     def start(self, addresses: list[Address]) -> None:
         """Connect, and go on connecting."""
@@ -353,7 +395,7 @@ class _Tail:
             try:
                 self._entry(self.journal, entry)
             except JournalError as error:
-                self._service.fail(error)
+                self._failed(error)
                 return
             if self._follower.is_full(self.journal):
                 self.pause()
@@ -373,13 +415,10 @@ class _Tail:
             return
         position = self._follower.position(self.journal)
         if start.status == FeedStatus.DIVERGED:
-            self._service.fail(
-                LostRecordsError(
-                    f"ALARM: journal {self.journal} does not hold record {position.sequence}, which was read from it: "
-                    "committed transactions are missing; restore the journal from a copy, or accept the loss by "
-                    "rebuilding storage from it"
-                )
-            )
+            if self.diverged is not None:
+                self.diverged(self.journal, position)
+            else:
+                self._failed(_lost(self.journal, position, "this crossbar"))
         elif self.gone is not None:
             self.gone()
         elif position == START and start.sequence > 0:
@@ -388,7 +427,7 @@ class _Tail:
             self._follower.begin_at(self.journal, Position(start.sequence, start.record_generation, start.hash))
             self.connected(connection)
         else:
-            self._service.fail(
+            self._failed(
                 JournalError(f"journal {self.journal} was trimmed beyond record {position.sequence}, which is next")
             )
 
@@ -413,7 +452,7 @@ class _Client:
         self._out: list[bytes] = []
         self._size = 0
         self._replay: Replay | None = None
-        self._tails: list[_Tail] = []
+        self._tails: dict[int, _Tail] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._name = ""
 
@@ -467,7 +506,7 @@ class _Client:
         if self.subscriber is None:
             return
         self.subscriber.paused = not yes
-        for tail in self._tails:
+        for tail in self._tails.values():
             if yes:
                 tail.resume()
             else:
@@ -503,12 +542,18 @@ class _Client:
         self._applied = effect.applied
         self._replay = replay = Replay(effect.subscriber, follower, hub)
         log.info("crossbar.catching_up", name=self._name, applied=effect.applied)
-        for journal in hub.follower.journals:
-            tail = _Tail(service, journal, replay.follower, self._replay_entry)
-            tail.began, tail.gone = self._replay_began, self._gone
-            tail.start(config.adjudicators[journal])
-            self._tails.append(tail)
+        self._follow(replay.follower)
         self.connection.send(ShardStart(FeedStatus.OK, effect.applied))
+
+    def _follow(self, follower: Follower) -> None:
+        """Read every journal that there is by now: some begin meanwhile."""
+        service = self._service
+        for journal in follower.journals:
+            addresses = service.config.adjudicators.get(journal)
+            if journal not in self._tails and addresses is not None:
+                self._tails[journal] = tail = _Tail(service, journal, follower, self._replay_entry, self._refuse)
+                tail.began, tail.gone, tail.diverged = self._replay_began, self._gone, self._diverged
+                tail.start(addresses)
 
     def _replay_entry(self, journal: int, entry: Entry) -> None:
         replay = self._replay
@@ -526,17 +571,35 @@ class _Client:
             log.info("crossbar.caught_up", name=self._name)
             self._end_soon()
             self._service.pump_soon()
-        elif self._size:
-            self.write_out()
-        for tail in self._tails:
+        else:
+            if self._size:
+                self.write_out()
+            if self._replay is not None:
+                self._follow(self._replay.follower)
+        for tail in self._tails.values():
             tail.resume()
 
     def _gone(self) -> None:
         """The journals do not reach back to where it is."""
-        if self._replay is not None:
-            self._replay = None
-            self.connection.send(ShardStart(FeedStatus.GONE, 0))
-            self.connection.close()
+        self._end_replay(FeedStatus.GONE)
+
+    def _diverged(self, journal: int, position: Position) -> None:
+        """It holds something that a journal does not."""
+        if self._end_replay(FeedStatus.DIVERGED):
+            self._service.diverged(self._name, journal, position)
+
+    def _refuse(self, error: AustralisError) -> None:
+        """Where it says that it is cannot be right: what follows there does not follow in time."""
+        if self._end_replay(FeedStatus.DIVERGED):
+            log.error("crossbar.alarm", text=f"ALARM: {self._name} is refused: {error}")
+
+    def _end_replay(self, status: FeedStatus) -> bool:
+        if self._replay is None:
+            return False
+        self._replay = None
+        self.connection.send(ShardStart(status, 0))
+        self.connection.close()
+        return True
 
     def _end_soon(self) -> None:
         task = asyncio.ensure_future(self.end())
@@ -545,9 +608,9 @@ class _Client:
 
     async def end(self) -> None:
         """Close what reads journals for it."""
-        tails, self._tails = self._tails, []
+        tails, self._tails = self._tails, {}
         self._replay = None
-        for tail in tails:
+        for tail in tails.values():
             await tail.close()
 
 

@@ -45,6 +45,15 @@ def check_url(url: str) -> Callable[[], ObjectStore]:
     raise InvalidObjectUrlError(f"{_shown(url)!r}: an object store is file:///path or s3://bucket/prefix")
 
 
+def url_mistake(url: str) -> str:
+    """What is wrong with a URL, in one line; "" for nothing."""
+    try:
+        check_url(url)
+    except InvalidObjectUrlError as error:
+        return str(error)
+    return ""
+
+
 def _directory(path: Path) -> ObjectStore:
     from australis.objects.directory import DirectoryStore
 

@@ -106,12 +106,13 @@ class AdjudicatorProcess(Viewer):
         self._writer: Writer | None = None
         self._wake_at = 0
         self._claiming = 0
+        self._over = False  # another generation owns the journal
         self._claim_again()
 
     # ------------------------------------------------------------------------------------------------ claiming
 
     def _claim_again(self) -> None:
-        if self.node is None:
+        if self.node is None and not self._over:
             self._claiming += 1
             self.engine.read(self, 0, self._look_for_claim)
             self.later(2 * TIMEOUT, self._claim_timeout, self._claiming)
@@ -122,7 +123,7 @@ class AdjudicatorProcess(Viewer):
 
     def _look_for_claim(self, _: int, records: list[Stored]) -> None:
         """A claim is recognised by its nonce, never by its number."""
-        if self.node is not None:
+        if self.node is not None or self._over:
             return
         recovery = self._recovery()
         validator = validity.Validator(CLUSTER, START)
@@ -192,9 +193,9 @@ class AdjudicatorProcess(Viewer):
         self._carry_out(self.node.durable(positions, self.clock.now()))
 
     def _deposed(self) -> None:
-        assert self.node is not None, "only a serving process writes"
+        """As the process does: nobody is answered any more, whoever waits asks the next owner."""
         self.world.note(f"{self.name} deposed")
-        self._carry_out(self.node.deposed())
+        self.node, self._over = None, True
 
     def _wake(self, at: int) -> None:
         if at == self._wake_at and self.node is not None:

@@ -1,223 +1,249 @@
-"""When a replica writes a snapshot to the object store, and starting again from one.
+"""Snapshots of a running shard: when one is due, what they allow the journals to forget, starting from one.
 
-    `SnapshotWriter.run` --a thread--> `ShardSnapshots.write`        as long as the replica follows
-    `fetch`, `take` <-- a store that is new, damaged, or behind what the journals still have
+    store --copy--> `ShardSnapshots.write` -> object store -> `kept`: positions that the crossbar tells adjudicators of
 
 What must hold:
-- a snapshot is written only of a store that holds all that the map places in its shard, and leaves nothing at that
-  time, so whoever starts from it lacks nothing that it says to hold;
-- a store that exists is replaced only by a whole snapshot of a later time that covers what is wanted;
-- who writes is decided without asking anybody (`is_due`): the replica of rank r waits r halves longer than the first,
-  and any snapshot that appears starts the wait of all again. Two at the same time cost work and nothing else.
+- `kept` are positions of KEEP snapshots that are whole in the object store and hold everything that this replica holds:
+  only what is below them may leave the journals;
+- a replica that does not hold all that its shard is to hold writes none: it would push out better ones;
+- a range that this replica is taking over counts as held (`secured`) only once a snapshot has it: until then the shard
+  that gives it away keeps it, in its snapshots too;
+- one replica of a shard writes at a time, usually: each waits longer than the one before it (rule `due`), and any
+  number of them may write all the same.
 
-If the object store is away, full or lies, one line says so, nothing counts that did not count before, and the next
-turn tries again; the replica goes on to follow and to answer. A restore then begins with the journals instead, and if
-these do not reach back the replica ends: it never answers with less.
+An object store that is away, full or lying costs time and disk in the journals, nothing else: it is said once a minute,
+in the status, and nothing is forgotten meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import os
-import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import structlog
 
-from australis.errors import StorageError
-from australis.feature_level import NEWEST
-from australis.objects import ObjectError, ObjectStore, open_objects
-from australis.partition_map import PartitionMap
+from australis.crossbar.hub import pack_positions, unpack_positions
+from australis.errors import AustralisError
+from australis.keyspace import KeyRanges, without
+from australis.objects import ObjectError, open_objects
 from australis.storage.holdings import Holdings
-from australis.storage.shard_snapshots import KeyRange, ShardSnapshots, SnapshotStoppedError, missing
+from australis.storage.shard_snapshots import KEEP, KeyRange, ShardSnapshot, ShardSnapshots, SnapshotStoppedError
 from australis.storage.store import Store, StoreError
 
-if TYPE_CHECKING:
-    from australis.control_plane.topology import RoleConfig
+LEVEL = 1
+LOOK_SECONDS = 5.0
+SAY_SECONDS = 60.0
+STAGGER_SECONDS = 30.0
+LEAST_SECONDS = 10.0
+"""Between snapshots of one shard, whatever is written."""
 
-SNAPSHOT_BYTES = 256 << 20
-"""After so many bytes of records the next one comes early: after EARLY of the time."""
-
-EARLY = 0.1
-TURNS = 20
-"""How often in the time between two snapshots a replica looks whether there is a newer one."""
-
-MIN_TURN_SECONDS, MAX_TURN_SECONDS = 0.05, 30.0
-COMPLAIN_SECONDS = 60.0
+UNSECURED_SECONDS = 1.0
+"""The same when somebody waits for one."""
 
 log = structlog.get_logger()
 
 
-def is_due(age: float, taken: int, rank: int, seconds: float) -> bool:
-    """Is it this replica's turn?
+def due(*, age: float, records: int, rank: int, every: float, every_records: int, unsecured: bool) -> bool:
+    """Is it time for a snapshot?
 
-    `age` in seconds: of the newest snapshot, or how long there was none; `taken`: bytes of records since it was seen;
-    `rank`: among the shard's replicas; `seconds`: between two snapshots.
+    `age`: seconds since the newest one was made (infinite: there is none), `records`: applied since, `rank`: how many
+    replicas come before this one. `unsecured`: a range waits for it.
     """
-    patience = 1 + rank / 2
-    return age >= seconds * patience or (taken >= SNAPSHOT_BYTES * patience and age >= seconds * EARLY * patience)
+    if unsecured:
+        return age >= UNSECURED_SECONDS + rank * STAGGER_SECONDS
+    if age < min(LEAST_SECONDS, every):
+        return False
+    if not records:
+        return False
+    return age >= every + rank * STAGGER_SECONDS or (records >= every_records and rank == 0)
+
+
+def kept(snapshots: Sequence[ShardSnapshot], held: Sequence[KeyRange]) -> bytes:
+    """Positions below which the newest KEEP of these need nothing of the journals; b'' if they need everything."""
+    newest = list(snapshots[:KEEP])
+    if len(newest) < KEEP or not all(snapshot.covers(held) and snapshot.positions for snapshot in newest):
+        return b""
+    vectors = [unpack_positions(snapshot.positions) for snapshot in newest]
+    journals = set.intersection(*(set(positions) for _, positions in vectors))
+    least = {
+        journal: min((positions[journal] for _, positions in vectors), key=lambda position: position.sequence)
+        for journal in journals
+    }
+    return pack_positions(min(tau for tau, _ in vectors), least)
 
 
 class Replica(Protocol):
-    """What `SnapshotWriter` needs of its process."""
+    """What the keeper needs of its process."""
 
-    config: RoleConfig
-    map: PartitionMap
     store: Store
     holdings: Holdings
-    state: str
-    bytes_applied: int
+
+    @property
+    def records_applied(self) -> int:
+        """Since it was started."""
+
+    def placed(self) -> list[KeyRange]:
+        """What its shard answers for."""
 
 
-class SnapshotWriter:
-    """Runs beside the feed of a replica. Without an object store it does nothing."""
+class SnapshotKeeper:
+    """Runs beside the feed of a replica. `rank`: of it among the replicas of its shard."""
 
-    def __init__(self, replica: Replica) -> None:
-        self._replica = replica
+    def __init__(
+        self,
+        url: str,
+        cluster: bytes,
+        shard: int,
+        rank: Callable[[], int],
+        working: Path,
+        *,
+        every: float,
+        every_records: int,
+    ) -> None:
         self._stop = threading.Event()
-        self._objects: ObjectStore | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shard-snapshot")
-        self._seen, self._seen_bytes, self._since = "", 0, time.monotonic()
-        self._complained = -COMPLAIN_SECONDS
-        self.written = self.failures = 0
-        self.newest_tau = 0
-        self.newest_created = 0.0
-        self.bytes_per_second = 0.0
+        self._opened: ShardSnapshots | None = None
+        self._url, self._cluster, self._shard = url, cluster, shard
+        self._rank, self._working = rank, working
+        self._every, self._every_records = every, every_records
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._found: list[ShardSnapshot] = []
+        self._records_then = 0
+        self._wrote_at = float("-inf")
+        self._said = float("-inf")
+        self._wake = asyncio.Event()
+        self.kept = b""
+        self.written = 0
+        self.last_error = ""
+        self.seconds = 0.0
 
-    async def run(self) -> None:
-        """Until cancelled."""
-        config = self._replica.config
-        if not config.objects:
-            return
-        pause = min(MAX_TURN_SECONDS, max(MIN_TURN_SECONDS, config.snapshot_seconds / TURNS))
+    # --------------------------------------------------------------------------------------------------- running
+
+    async def run(self, replica: Replica) -> None:
+        """Until cancelled. Raises StoreError: the store itself is damaged."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(pause)
             try:
-                await loop.run_in_executor(self._thread, self._turn)
-            except SnapshotStoppedError:
-                return
-            except (ObjectError, StorageError, StoreError, OSError) as error:
-                self.failures += 1
-                if time.monotonic() - self._complained > COMPLAIN_SECONDS:
-                    self._complained = time.monotonic()
-                    log.error("storage.no_snapshot_written", shard=config.number, error=str(error))
+                await loop.run_in_executor(self._thread, self._step, replica)
+                self.last_error = ""
+            except (ObjectError, OSError, AustralisError) as error:
+                if isinstance(error, SnapshotStoppedError):
+                    return
+                self.last_error = str(error)
+                if time.monotonic() - self._said >= SAY_SECONDS:
+                    self._said = time.monotonic()
+                    log.error("storage.no_snapshot", error=str(error), age=round(self.age(), 1))
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    def look_soon(self) -> None:
+        """A range was taken over."""
+        self._wake.set()
 
     async def close(self) -> None:
-        """End what runs; then the store may be closed."""
+        """Wait for what is being written to stop."""
         self._stop.set()
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+        await asyncio.get_running_loop().run_in_executor(None, functools.partial(self._thread.shutdown, wait=True))
 
-    def _turn(self) -> None:
-        """In our thread: look, and write if it is our turn."""
-        replica, config = self._replica, self._replica.config
-        if self._stop.is_set():
-            raise SnapshotStoppedError("stopped")
-        if self._objects is None:
-            self._objects = open_objects(config.objects)
-        snapshots = ShardSnapshots(self._objects, config.cluster_id, config.number, stop=self._stop)
-        found = snapshots.snapshots()
-        newest = found[0] if found else None
-        if newest is not None and newest.name != self._seen:
-            self._seen, self._seen_bytes = newest.name, replica.bytes_applied
-            self.newest_tau, self.newest_created = newest.tau, newest.created
-        held = replica.holdings.held.list
-        if replica.state != "following" or not self._whole():
+    @property
+    def _snapshots(self) -> ShardSnapshots:
+        """Raises ObjectError."""
+        if self._opened is None:
+            self._opened = ShardSnapshots(open_objects(self._url), self._cluster, self._shard, stop=self._stop)
+        return self._opened
+
+    def _step(self, replica: Replica) -> None:
+        """In the thread: look at what there is, write one if it is time."""
+        self._found = self._snapshots.snapshots()
+        holdings = replica.holdings
+        records = replica.records_applied - self._records_then
+        unsecured = bool(without(holdings.held.list, self.secured_by_newest()))
+        placed = replica.placed()
+        if not without(placed, holdings.held.list) and due(
+            age=min(self.age(), time.monotonic() - self._wrote_at),
+            records=records,
+            rank=self._rank(),
+            every=self._every,
+            every_records=self._every_records,
+            unsecured=unsecured and replica.store.applied > 0,
+        ):
+            self._write(replica)
+        self.kept = kept(self._found, [*placed, *holdings.held.list])
+
+    def _write(self, replica: Replica) -> None:
+        began, before = time.monotonic(), replica.records_applied
+        self._wrote_at = began
+        try:
+            snapshot = self._snapshots.write(replica.store, self._working, None, LEVEL)
+        except StoreError as error:
+            raise ObjectError(f"cannot copy the store: {error}") from None
+        self.seconds = time.monotonic() - began
+        if snapshot is None:
             return
-        if newest is not None and replica.store.applied <= newest.tau and newest.covers(held):
-            return  # nothing has changed
-        names = sorted(replica.map.replicas.get(config.number, (config.name,)))
-        rank = names.index(config.name) if config.name in names else len(names)
-        age = time.time() - newest.created if newest is not None else time.monotonic() - self._since
-        taken = replica.bytes_applied - self._seen_bytes
-        if newest is not None and not newest.covers(held):
-            taken = max(taken, SNAPSHOT_BYTES * (1 + rank))  # ranges were taken over: early
-        if not is_due(age, taken, rank, config.snapshot_seconds):
-            return
-        began = time.monotonic()
-        written = snapshots.write(
-            replica.store,
-            Path(config.data) / "snapshot",
-            held,
-            NEWEST,
-            # what it says to hold, it held all the time
-            lambda tau, positions: replica.holdings.held.list == held and self._whole(),
+        self._records_then = before
+        self.written += 1
+        self._found = self._snapshots.snapshots()
+        log.info(
+            "storage.snapshot",
+            name=snapshot.name,
+            bytes=snapshot.size,
+            stored=snapshot.stored,
+            seconds=round(self.seconds, 3),
         )
-        if written is not None:
-            seconds = time.monotonic() - began
-            self.written += 1
-            self.bytes_per_second = written.size / max(seconds, 1e-9)
-            log.info("storage.snapshot", name=written.name, bytes=written.size, seconds=round(seconds, 3))
 
-    def _whole(self) -> bool:
-        """Does the store hold all that the map places here, and is it leaving nothing?"""
-        replica = self._replica
-        placed = replica.map.placed(replica.config.number)
-        held = replica.holdings.held.list
-        return bool(held) and not replica.holdings.leaving.list and not missing(held, placed)
+    # -------------------------------------------------------------------------------------------------- questions
+
+    def age(self) -> float:
+        """Seconds since the newest snapshot was made."""
+        if not self._found:
+            return float("inf")
+        return max(0.0, time.time() - self._found[0].created)
+
+    def secured_by_newest(self) -> list[KeyRange]:
+        """What the newest snapshot holds."""
+        return self._found[0].ranges if self._found else []
+
+    def secured(self, held: KeyRanges, placed: Sequence[KeyRange]) -> list[KeyRange]:
+        """What of `held` may be called held: all that was given to this shard, and what a snapshot has."""
+        unsecured = without(held.list, [*placed, *self.secured_by_newest()])
+        return without(held.list, unsecured)
 
     def status(self) -> dict[str, int | float | str]:
         """Numbers for `australis status` and metrics."""
+        age = self.age()
         return {
+            "snapshots": len(self._found),
+            "snapshot_age": round(age, 1) if age != float("inf") else -1.0,
+            "snapshot_bytes": self._found[0].stored if self._found else 0,
             "snapshots_written": self.written,
-            "snapshot_failures": self.failures,
-            "snapshot_tau": self.newest_tau,
-            "snapshot_age": max(0.0, time.time() - self.newest_created) if self.newest_created else -1.0,
+            "snapshot_error": self.last_error,
         }
 
 
-async def fetch(config: RoleConfig, ranges: Sequence[KeyRange], above: int, stop: threading.Event) -> bool:
-    """Bring the newest whole snapshot that covers `ranges`, later than `above`, beside the store: `take` replaces it.
+def restore(url: str, cluster: bytes, shard: int, directory: Path) -> bool:
+    """Put the newest whole snapshot of the shard into an empty `directory`; False: there is none.
 
-    False if there is none or the object store is away; a line says which.
+    Raises ObjectError if the object store does not say, StorageError.
     """
-    return await asyncio.get_running_loop().run_in_executor(
-        None, functools.partial(_fetch, config, ranges, above, stop)
-    )
-
-
-def _fetch(config: RoleConfig, ranges: Sequence[KeyRange], above: int, stop: threading.Event) -> bool:
-    beside = _beside(config)
-    try:
-        snapshots = ShardSnapshots(open_objects(config.objects), config.cluster_id, config.number, stop=stop)
-        result = snapshots.restore(beside, ranges, cutting=False)
-    except SnapshotStoppedError:
-        return False
-    except (ObjectError, StorageError, StoreError, OSError) as error:
-        log.error("storage.no_snapshot_restored", error=str(error))
-        return False
-    snapshot = result.snapshot
-    if snapshot is None or snapshot.tau <= above:
-        shutil.rmtree(beside, ignore_errors=True)
-        if snapshot is not None or result.damaged:
-            reason = "older than the store" if snapshot is not None else "all of them are damaged"
-            log.error("storage.no_snapshot_restored", error=f"no snapshot helps: {reason}")
+    restored = ShardSnapshots(open_objects(url), cluster, shard).restore(directory)
+    snapshot = restored.snapshot
+    if snapshot is None:
         return False
     log.info(
-        "storage.snapshot_restored",
+        "storage.restored",
         name=snapshot.name,
         bytes=snapshot.size,
-        seconds=round(result.seconds, 3),
-        megabytes_per_second=round(snapshot.size / 1e6 / max(result.seconds, 1e-9), 1),
+        seconds=round(restored.seconds, 3),
+        megabytes_per_second=round(snapshot.size / max(restored.seconds, 1e-6) / 1e6, 1),
+        passed_over=len(restored.damaged),
     )
     return True
-
-
-def take(config: RoleConfig, directory: Path) -> None:
-    """Put what was fetched in the place of the store, which is closed. OSError.
-
-    Killed in between, there is no store, and the next start fetches again.
-    """
-    if directory.exists():
-        shutil.rmtree(directory)
-    os.rename(_beside(config), directory)
-
-
-def _beside(config: RoleConfig) -> Path:
-    return Path(config.data) / "storage.fetched"

@@ -45,6 +45,7 @@ from australis.objects import (
     Stored,
     checksum,
 )
+from australis.storage.holdings import HELD, unpack_ranges
 from australis.storage.store import DATA_FILE, Store, open_store
 
 FORMAT = 2
@@ -121,12 +122,9 @@ class ShardSnapshot:
     stored: int
     """Bytes of the copy, and of its parts."""
     previous: str
+    created: float
+    """Seconds since the epoch, by the clock of who made it."""
     _manifest: _Manifest = field(repr=False)
-
-    @property
-    def created(self) -> float:
-        """When its writer's clock said (seconds since 1970)."""
-        return self._manifest.created
 
     def covers(self, ranges: Sequence[KeyRange]) -> bool:
         """Holds it all keys of these ranges?"""
@@ -246,13 +244,14 @@ class ShardSnapshots:
         self,
         store: Store,
         working: Path,
-        ranges: Sequence[KeyRange],
+        ranges: Sequence[KeyRange] | None,
         level: int,
         acknowledged: Callable[[int, bytes], bool] = lambda tau, positions: True,
     ) -> ShardSnapshot | None:
         """Write one and delete what is not needed any more; None if it must not count.
 
-        `working`: a directory of our own, emptied first, for the copy. `acknowledged(tau, positions)` waits until
+        `ranges` None: those that the store says it holds (holdings.py). `working`: a directory of our own for the copy,
+        emptied first. `acknowledged(tau, positions)` waits until
         everything in the copy is known to be in the journals. Raises StoreError, ObjectError, StorageError, OSError;
         what was written is then removed, as far as the store of objects lets us.
         """
@@ -263,7 +262,9 @@ class ShardSnapshots:
         try:
             file = working / DATA_FILE
             store.copy(str(file))
-            tau, positions = _state_of(working, self._cluster)
+            tau, positions, held = _state_of(working, self._cluster)
+            if ranges is None:
+                ranges = held
             if not acknowledged(tau, positions):
                 return None
             previous = self._find().snapshots
@@ -382,11 +383,10 @@ class ShardSnapshots:
 
     # ----------------------------------------------------------------------------------------------------- restoring
 
-    def restore(self, directory: Path, ranges: Sequence[KeyRange] | None = None, *, cutting: bool = True) -> Restored:
+    def restore(self, directory: Path, ranges: Sequence[KeyRange] | None = None) -> Restored:
         """Replace the store's files in `directory` by the newest intact snapshot that holds `ranges` (None: any).
 
-        What the snapshot holds beside `ranges` is removed from the copy before it takes its place (`cutting`; the
-        store's own records are not changed by that, so a replica, which has one of its ranges, does not). Open it with
+        What the snapshot holds beside `ranges` is removed from the copy before it takes its place. Open it with
         `restored=True`. Without any snapshot the directory is empty afterwards. ObjectError if the store of objects
         is away: an older snapshot would be no answer to that.
         """
@@ -396,7 +396,7 @@ class ShardSnapshots:
         shutil.rmtree(working, ignore_errors=True)
         damaged: list[Damage] = []
         try:
-            chosen = self._fetch_newest(working, ranges, damaged, cutting)
+            chosen = self._fetch_newest(working, ranges, damaged)
             for path in directory.iterdir():
                 path.unlink()
             if chosen is not None:
@@ -407,7 +407,7 @@ class ShardSnapshots:
         return Restored(chosen, damaged, time.monotonic() - began)
 
     def _fetch_newest(
-        self, working: Path, ranges: Sequence[KeyRange] | None, damaged: list[Damage], cutting: bool
+        self, working: Path, ranges: Sequence[KeyRange] | None, damaged: list[Damage]
     ) -> ShardSnapshot | None:
         """The newest intact snapshot, in `working`; others that should have been are added to `damaged`."""
         reported: set[str] = set()
@@ -436,7 +436,7 @@ class ShardSnapshots:
                         break
                     report(Damage(snapshot.name, str(error)))
                     continue
-                if cutting and ranges is not None and missing(ranges, snapshot.ranges):
+                if ranges is not None and missing(ranges, snapshot.ranges):
                     cut(working, self._cluster, ranges, self._stop)
                 return snapshot
             if not deleted:
@@ -522,15 +522,16 @@ def _snapshot(manifest: _Manifest) -> ShardSnapshot:
         manifest.size,
         sum(part.size for part in manifest.parts),
         manifest.previous,
+        manifest.created,
         manifest,
     )
 
 
-def _state_of(directory: Path, cluster: bytes) -> tuple[int, bytes]:
-    """Applied time and journal positions of a copy; leaves nothing but the copy behind."""
+def _state_of(directory: Path, cluster: bytes) -> tuple[int, bytes, list[KeyRange]]:
+    """Applied time, journal positions and ranges of a copy; leaves nothing but the copy behind."""
     copy = NativeStore(str(directory), cluster, read_only=True)
     try:
-        return copy.applied, copy.meta("position") or b""
+        return copy.applied, copy.meta("position") or b"", unpack_ranges(copy.meta(HELD) or b"")
     finally:
         copy.close()
         for name in os.listdir(directory):
