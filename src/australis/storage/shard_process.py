@@ -173,14 +173,17 @@ class ShardService:
     # ------------------------------------------------------------------------------------------------ life cycle
 
     def _open(self) -> Store:
-        """Open the store, or make it again (S2)."""
+        """Open the store, or make it again (S2). Raises StorageError: it is another cluster's, or cannot be opened."""
         try:
-            store = open_store(self.directory, self.cluster)
-        except DamagedError as error:
-            log.warning("storage.rebuilding", reason=str(error))
-            (self.directory / DATA_FILE).unlink(missing_ok=True)
-            self.rebuilds += 1
-            store = open_store(self.directory, self.cluster)
+            try:
+                store = open_store(self.directory, self.cluster)
+            except DamagedError as error:
+                log.warning("storage.rebuilding", reason=str(error))
+                (self.directory / DATA_FILE).unlink(missing_ok=True)
+                self.rebuilds += 1
+                store = open_store(self.directory, self.cluster)
+        except StoreError as error:
+            raise StorageError(str(error)) from error
         store.reader_check()
         return store
 
