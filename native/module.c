@@ -31,12 +31,14 @@
 #include <unistd.h>
 
 #include "conflicts.h"
+#include "filter.h"
 #include "store.h"
 
 static PyObject *StoreError;
 static PyObject *DamagedError;
 static PyObject *TooOldError;
 static PyObject *FullError;
+static PyObject *MalformedError;
 
 static PyObject *
 raise_status(StoreStatus status)
@@ -49,6 +51,8 @@ raise_status(StoreStatus status)
 		type = TooOldError;
 	else if (status == STORE_FULL)
 		type = FullError;
+	else if (status == STORE_MALFORMED)
+		type = MalformedError;
 	PyErr_SetString(type, store_error());
 	return NULL;
 }
@@ -793,23 +797,37 @@ failed:
 	return result;
 }
 
+/* scan(lo, hi, backward, tau, max_rows, max_bytes[, filter, max_examined]) -> (batch, more[, resume]) */
 static PyObject *
 py_scan(StoreObject *self, PyObject *args)
 {
 	Py_buffer	lo,
-				hi;
+				hi,
+				program = {0};
 	int			backward;
 	long long	tau;
 	Py_ssize_t	max_rows,
-				max_bytes;
+				max_bytes,
+				max_examined = PY_SSIZE_T_MAX;
 	StoreBuffer buffer = {0};
+	StoreWhere	where;
+	StoreCut	count;
+	bool		counts;
 	bool		more = false;
 	StoreStatus status = STORE_OK;
 	PyObject   *result = NULL;
 
 	if (!check_open(self) ||
-		!PyArg_ParseTuple(args, "y*y*pLnn", &lo, &hi, &backward, &tau, &max_rows, &max_bytes))
+		!PyArg_ParseTuple(args, "y*y*pLnn|y*n", &lo, &hi, &backward, &tau, &max_rows, &max_bytes, &program,
+						  &max_examined))
 		return NULL;
+	where.program = (StoreBytes) {program.buf, program.len};
+	where.max_examined = max_examined > 0 ? max_examined : 1;
+	where.resume_len = 0;
+	counts = program.obj && !backward && filter_counts(program.buf, program.len);
+	count.prefix = 0;
+	count.rows = 0;
+	count.last_len = 0;
 	ENTER(self)
 	StoreBytes	from = {lo.buf, lo.len};
 	StoreBytes	to = {hi.buf, hi.len};
@@ -818,17 +836,36 @@ py_scan(StoreObject *self, PyObject *args)
 	status = take_reader(self, &reader);
 	if (status == STORE_OK)
 	{
-		status = store_scan_batch(reader.reader, from, to, backward, tau, max_rows > 0 ? max_rows : 0,
-								  max_bytes > 0 ? max_bytes : 0, &reader.buffer, &more);
+		if (program.obj)
+			status = store_scan_where(reader.reader, from, to, backward, tau, max_rows > 0 ? max_rows : 0,
+									  max_bytes > 0 ? max_bytes : 0, &where, counts ? &count : NULL,
+									  &reader.buffer, &more);
+		else
+			status = store_scan_batch(reader.reader, from, to, backward, tau, max_rows > 0 ? max_rows : 0,
+									  max_bytes > 0 ? max_bytes : 0, &reader.buffer, &more);
 		buffer = keep_buffer(&reader);
 		give_reader(self, &reader);
 	}
 	LEAVE(self)
 	if (status == STORE_OK)
 	{
-		PyObject   *bytes = buffer_to_bytes(&buffer);
+		PyObject   *bytes;
 
-		if (bytes)
+		if (counts && count.rows > 0)
+		{
+			uint8_t		counted[8 + STORE_MAX_KEY];
+			uint64_t	rows = count.rows;
+
+			memcpy(counted, &rows, 8);
+			memcpy(counted + 8, count.last, count.last_len);
+			bytes = PyBytes_FromStringAndSize((const char *) counted, (Py_ssize_t) (8 + count.last_len));
+		}
+		else
+			bytes = buffer_to_bytes(&buffer);
+		if (bytes && program.obj)
+			result = Py_BuildValue("(NOy#)", bytes, more ? Py_True : Py_False, (const char *) where.resume,
+								   (Py_ssize_t) (more ? where.resume_len : 0));
+		else if (bytes)
 			result = Py_BuildValue("(NO)", bytes, more ? Py_True : Py_False);
 	}
 	else
@@ -837,6 +874,7 @@ failed:
 	store_buffer_free(&buffer);
 	PyBuffer_Release(&lo);
 	PyBuffer_Release(&hi);
+	PyBuffer_Release(&program);
 	return result;
 }
 
@@ -1132,6 +1170,7 @@ static PyMethodDef store_methods[] = {
 	{"split", (PyCFunction) py_split, METH_VARARGS, NULL},
 	{"get_many", (PyCFunction) py_get_many, METH_VARARGS, NULL},
 	{"scan", (PyCFunction) py_scan, METH_VARARGS, NULL},
+	{"scan_where", (PyCFunction) py_scan, METH_VARARGS, NULL},
 	{"stats", (PyCFunction) py_stats, METH_O, NULL},
 	{"meta", (PyCFunction) py_meta, METH_O, NULL},
 	{"set_meta", (PyCFunction) py_set_meta, METH_VARARGS, NULL},
@@ -1544,6 +1583,7 @@ PyInit__native(void)
 		!(DamagedError = new_exception(module, "DamagedError", StoreError)) ||
 		!(TooOldError = new_exception(module, "TooOldError", StoreError)) ||
 		!(FullError = new_exception(module, "FullError", StoreError)) ||
+		!(MalformedError = new_exception(module, "MalformedError", StoreError)) ||
 		PyModule_AddObjectRef(module, "Store", (PyObject *) &StoreType) < 0 ||
 		PyModule_AddObjectRef(module, "Page", (PyObject *) &PageType) < 0 ||
 		PyModule_AddIntConstant(module, "MAX_KEY", STORE_MAX_KEY) < 0)

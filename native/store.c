@@ -42,6 +42,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "filter.h"
 #include "leaf.h"
 #include "lmdb.h"
 #include "msgpack.h"
@@ -1099,6 +1100,9 @@ typedef struct Scan
 	size_t		max_rows;
 	size_t		max_bytes;
 	StoreCut   *cut;			/* or NULL */
+	StoreWhere *where;			/* or NULL */
+	Filter	   *filter;
+	size_t		considered;		/* rows, of where->max_examined */
 	StoreBytes	last;			/* key of the last entry taken, on its page; for cut */
 	StoreBuffer *batch;
 	size_t		start;
@@ -1107,6 +1111,50 @@ typedef struct Scan
 	bool		more;
 	StoreStatus status;
 } Scan;
+
+/* The scan ends in front of this key. */
+static void
+scan_pause(Scan *scan, const uint8_t *key, size_t key_len)
+{
+	StoreWhere *where = scan->where;
+
+	scan->more = true;
+	if (where == NULL)
+		return;
+	if (key_len > STORE_MAX_KEY)
+	{
+		scan->status = bad_version();
+		return;
+	}
+	memcpy(where->resume, key, key_len);
+	where->resume[key_len] = 0;
+	where->resume_len = scan->backward ? key_len + 1 : key_len;	/* an upper end is exclusive */
+}
+
+/* Append an entry with only the columns that the filter wants. */
+static StoreStatus
+append_projected(Scan *scan, const uint8_t *key, size_t key_len, const Version *version)
+{
+	StoreBuffer *batch = scan->batch;
+	StoreEntry	head = {.key_len = (uint32_t) key_len, .tau = version->tau};
+	size_t		room = filter_room(scan->filter, version->len);
+	uint8_t    *p;
+	size_t		len;
+
+	if (!make_room(batch, sizeof(StoreEntry) + room + STORE_ALIGN(key_len) + 8))
+		return fail(STORE_FAILED, "out of memory");
+	p = batch->data + batch->len;
+	len = filter_project(scan->filter, version->value, version->len, p + sizeof(StoreEntry));
+	if (len == 0)
+		return append_entry(batch, key, key_len, version);
+	head.value_len = (uint32_t) len;
+	memcpy(p, &head, sizeof(head));
+	p += sizeof(head);
+	memset(p + len, 0, STORE_ALIGN(len) - len);
+	put_padded(p + STORE_ALIGN(len), key, key_len);
+	batch->len += entry_size(key_len, len);
+	return STORE_OK;
+}
 
 /* Is the key beyond the end of a scan? */
 static inline bool
@@ -1132,11 +1180,12 @@ scan_take(Scan *scan, const uint8_t *key, size_t key_len, const MDB_val *data, b
 
 	if (!inside && scan_beyond(scan, key, key_len))
 		return false;
-	if (scan->rows >= scan->max_rows)
+	if (scan->rows >= scan->max_rows || (scan->where && scan->considered >= scan->where->max_examined))
 	{
-		scan->more = true;
+		scan_pause(scan, key, key_len);
 		return false;
 	}
+	scan->considered++;
 	if (++scan->examined % INTERRUPT_EVERY == 0 && scan->reader->interrupt && *scan->reader->interrupt)
 	{
 		scan->status = fail(STORE_INTERRUPTED, "interrupted");
@@ -1152,6 +1201,8 @@ scan_take(Scan *scan, const uint8_t *key, size_t key_len, const MDB_val *data, b
 	else if ((scan->status = version_at(scan->reader, key, key_len, scan->tau, &version, &found)) != STORE_OK)
 		return false;
 	if (!found)
+		return true;
+	if (scan->filter && !filter_passes(scan->filter, version.value, version.len))
 		return true;
 	taken_len = key_len;
 	if (scan->cut)
@@ -1173,10 +1224,13 @@ scan_take(Scan *scan, const uint8_t *key, size_t key_len, const MDB_val *data, b
 	}
 	if (scan->rows > 0 && scan->batch->len - scan->start + entry_size(taken_len, version.len) > scan->max_bytes)
 	{
-		scan->more = true;
+		scan_pause(scan, key, key_len);
 		return false;
 	}
-	scan->status = append_entry(scan->batch, key, taken_len, &version);
+	if (scan->filter && filter_projects(scan->filter) && !scan->cut)
+		scan->status = append_projected(scan, key, taken_len, &version);
+	else
+		scan->status = append_entry(scan->batch, key, taken_len, &version);
 	scan->last = (StoreBytes) {key, key_len};
 	scan->rows++;
 	return scan->status == STORE_OK;
@@ -1245,7 +1299,7 @@ scan_range(Scan *scan, MDB_cursor *cursor)
 		if (scan->backward)
 			continue;
 		/* what follows on the same page, without a call for each */
-		if (scan->cut && scan->cut->prefix == 0)
+		if (scan->cut && scan->cut->prefix == 0 && !scan->filter)
 		{
 			if (!scan_count(scan, cursor))
 				return 0;
@@ -1269,18 +1323,32 @@ scan_range(Scan *scan, MDB_cursor *cursor)
 
 static StoreStatus
 scan_batch(StoreReader *reader, StoreBytes lo, StoreBytes hi, bool backward, int64_t tau, size_t max_rows,
-		   size_t max_bytes, StoreCut *cut, StoreBuffer *batch, bool *more)
+		   size_t max_bytes, StoreWhere *where, StoreCut *cut, StoreBuffer *batch, bool *more)
 {
 	Scan		scan = {
 		.reader = reader, .lo = lo, .hi = hi, .backward = backward, .tau = tau, .max_rows = max_rows,
-		.max_bytes = max_bytes, .cut = cut, .batch = batch, .start = batch->len, .status = STORE_OK
+		.max_bytes = max_bytes, .where = where, .cut = cut, .batch = batch, .start = batch->len, .status = STORE_OK
 	};
-	StoreStatus status = read_begin_at(reader, tau);
+	StoreStatus status;
 	int			rc;
 
 	*more = false;
+	if (where)
+	{
+		const char *why;
+
+		where->resume_len = 0;
+		scan.filter = filter_compile(where->program.data, where->program.len, &why);
+		if (scan.filter == NULL)
+			return why ? fail(STORE_MALFORMED, "the filter of a scan is not well-formed: %s", why)
+				: fail(STORE_FAILED, "out of memory");
+	}
+	status = read_begin_at(reader, tau);
 	if (status != STORE_OK)
+	{
+		filter_free(scan.filter);
 		return status;
+	}
 	if (hi.len == 8)
 		scan.hi_prefix = load_be64(hi.data);
 	rc = mdb_cursor_renew(reader->txn, reader->cursor);
@@ -1296,6 +1364,7 @@ scan_batch(StoreReader *reader, StoreBytes lo, StoreBytes hi, bool backward, int
 		memcpy(cut->last, scan.last.data, scan.last.len);
 	}
 	read_end(reader);
+	filter_free(scan.filter);
 	if (scan.status != STORE_OK)
 		batch->len = scan.start;
 	*more = scan.more;
@@ -1306,14 +1375,21 @@ StoreStatus
 store_scan_batch(StoreReader *reader, StoreBytes lo, StoreBytes hi, bool backward, int64_t tau,
 				 size_t max_rows, size_t max_bytes, StoreBuffer *batch, bool *more)
 {
-	return scan_batch(reader, lo, hi, backward, tau, max_rows, max_bytes, NULL, batch, more);
+	return scan_batch(reader, lo, hi, backward, tau, max_rows, max_bytes, NULL, NULL, batch, more);
 }
 
 StoreStatus
 store_scan_cut(StoreReader *reader, StoreBytes lo, StoreBytes hi, int64_t tau, size_t max_rows,
 			   size_t max_bytes, StoreCut *cut, StoreBuffer *batch, bool *more)
 {
-	return scan_batch(reader, lo, hi, false, tau, max_rows, max_bytes, cut, batch, more);
+	return scan_batch(reader, lo, hi, false, tau, max_rows, max_bytes, NULL, cut, batch, more);
+}
+
+StoreStatus
+store_scan_where(StoreReader *reader, StoreBytes lo, StoreBytes hi, bool backward, int64_t tau, size_t max_rows,
+				 size_t max_bytes, StoreWhere *where, StoreCut *cut, StoreBuffer *batch, bool *more)
+{
+	return scan_batch(reader, lo, hi, backward, tau, max_rows, max_bytes, where, cut, batch, more);
 }
 
 #define SPLIT_MAX 256

@@ -49,7 +49,7 @@ typedef enum StoreStatus
 	STORE_WRONG_CLUSTER,		/* belongs to another cluster or format */
 	STORE_ABSENT,				/* nothing there (yet) to read */
 	STORE_BUSY,					/* another process writes; all readers in use */
-	STORE_MALFORMED,			/* a message to apply is not well-formed */
+	STORE_MALFORMED,			/* a message to apply, or a filter, is not well-formed */
 	STORE_FAILED				/* anything else: see store_error() */
 } StoreStatus;
 
@@ -163,6 +163,27 @@ typedef struct StoreCut
 /* The same, forward, with entries cut short (their key_len is 0). */
 extern StoreStatus store_scan_cut(StoreReader *reader, StoreBytes lo, StoreBytes hi, int64_t tau, size_t max_rows,
 								  size_t max_bytes, StoreCut *cut, StoreBuffer *batch, bool *more);
+
+/*
+ * What a scan does with row images before it takes them (docs/formats.md,
+ * section 5), and how many it may look at.
+ */
+typedef struct StoreWhere
+{
+	StoreBytes	program;
+	size_t		max_examined;
+	size_t		resume_len;		/* out, if there is more: the rest begins here (backward: ends) */
+	uint8_t		resume[STORE_MAX_KEY + 1];
+} StoreWhere;
+
+/*
+ * store_scan_batch() with a filter; max_rows and max_bytes are of what passes
+ * it, so that *more may be true for an empty batch.  cut: as for
+ * store_scan_cut(), forward only, or NULL.  STORE_MALFORMED: not a filter.
+ */
+extern StoreStatus store_scan_where(StoreReader *reader, StoreBytes lo, StoreBytes hi, bool backward, int64_t tau,
+									size_t max_rows, size_t max_bytes, StoreWhere *where, StoreCut *cut,
+									StoreBuffer *batch, bool *more);
 
 /*
  * Append keys that divide [lo, hi) into about equal parts, in order, each as

@@ -6,7 +6,7 @@
  *	make -C postgres check
  *
  * Runs a long random history against a plain model that keeps every version
- * of every key, then feeds the store damaged messages.  What it is for is the
+ * of every key, then feeds the store damaged messages, filters and rows.  What it is for is the
  * memory: tests/unit/test_native_store.py checks more of the behaviour.
  *
  *-------------------------------------------------------------------------
@@ -17,6 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "filter.h"
 #include "store.h"
 
 #define KEYS 200
@@ -381,6 +382,81 @@ check_malformed(Store *store, int64_t tau)
 	}
 }
 
+/* Bytes of their own, so that a look beyond either end is seen. */
+static uint8_t *
+own_copy(const uint8_t *data, size_t len)
+{
+	uint8_t    *copy = malloc(len > 0 ? len : 1);
+
+	CHECK(copy != NULL);
+	memcpy(copy, data, len);
+	return copy;
+}
+
+/* Filters and rows, some well-formed but for a few bytes, some cut short. */
+static void
+check_filters(void)
+{
+	static const uint8_t program[] = {
+		1, 1, 4, 0, 4, 0, 4, 1, 0xFF, 0xFF, 4, 1, 0xFE, 0xFF, 1, 0, 8, 0, 8, 1,
+		1, 2, 0, 2, 3, 0,
+		5, 0, 0, 1, 2, 8, 0, 5, 0, 0, 0, 0, 0, 0, 0, 5, 1, 0, 4, 0, 2, 0, 'a', 'b', 5, 3, 0, 3, 1, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+		4, 2, 0
+	};
+	static const uint8_t row[] = {
+		1, 3, 4, 0, 7, 0, 0, 0, 0x0F, 0, 0, 0, 0, 0, 0, 0,
+		9, 0, 0, 0, 7, 'a', 'b', 'x', 'y', 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8
+	};
+	int			compiled = 0,
+				projected = 0;
+
+	for (int i = 0; i < 200000; i++)
+	{
+		uint8_t		p[sizeof(program)],
+					r[sizeof(row)];
+		size_t		p_len = sizeof(p),
+					r_len = sizeof(r);
+		uint8_t    *own_program,
+				   *own_row;
+		const char *why;
+		Filter	   *filter;
+
+		memcpy(p, program, sizeof(p));
+		memcpy(r, row, sizeof(r));
+		for (uint32_t n = pick(3); n > 0; n--)
+			p[pick(sizeof(p))] = (uint8_t) pick(256);
+		for (uint32_t n = pick(4); n > 0; n--)
+			r[pick(sizeof(r))] = (uint8_t) (pick(2) ? pick(256) : pick(8));
+		if (pick(4) == 0)
+			p_len = pick(sizeof(p) + 1);
+		if (pick(4) == 0)
+			r_len = pick(sizeof(r) + 1);
+		own_program = own_copy(p, p_len);
+		own_row = own_copy(r, r_len);
+		filter = filter_compile(own_program, p_len, &why);
+		if (filter != NULL)
+		{
+			size_t		room = filter_room(filter, r_len);
+			uint8_t    *to = malloc(room);
+			size_t		len;
+
+			CHECK(to != NULL);
+			(void) filter_passes(filter, own_row, r_len);
+			len = filter_project(filter, own_row, r_len, to);
+			CHECK(len <= room);
+			compiled++;
+			projected += len > 0;
+			free(to);
+			filter_free(filter);
+		}
+		else
+			CHECK(why != NULL);
+		free(own_program);
+		free(own_row);
+	}
+	CHECK(compiled > 20000 && projected > 5000);
+}
+
 int
 main(void)
 {
@@ -492,6 +568,7 @@ main(void)
 	store_buffer_free(&message);
 	snprintf(command, sizeof(command), "rm -r '%s'", directory);
 	CHECK(system(command) == 0);
+	check_filters();
 	puts("native/test_store: passed");
 	return 0;
 }

@@ -14,6 +14,7 @@
  *	  write_buffer.c versions written by this transaction, savepoints
  *	  tid_map.c		 TIDs as names of row versions
  *	  reader.c		 reads from storage: attached (LMDB) and socket drivers
+ *	  push_down.c	 conditions and columns that storage looks at for a scan
  *	  key_scan.c	 storage merged with the write buffer, in key order
  *	  key_codec.c	 datums to order-preserving bytes
  *	  row_codec.c	 slots to row images and back
@@ -168,6 +169,8 @@ typedef struct AustralisTupleTableSlot
 	/* the filter accepts no row with a key outside of [only_from, only_to); empty: not known (scan_hints.c) */
 	Bytes		only_from;
 	Bytes		only_to;
+
+	const struct PushDown *push;	/* what storage may do, or NULL */
 } AustralisTupleTableSlot;
 
 #define AU_READ_ALL PG_UINT32_MAX
@@ -376,6 +379,9 @@ extern bool au_key_scan_next_stored(KeyScan *scan, KeyEntry *entry);
  */
 extern bool au_key_scan_next_bare(KeyScan *scan);
 extern void au_key_scan_cut(KeyScan *scan, uint32 prefix);
+
+/* What of stored rows is wanted (push_down.c): bytes that outlive the scan. */
+extern void au_key_scan_filter(KeyScan *scan, Bytes filter);
 extern bool au_key_scan_backward(const KeyScan *scan);
 
 /* Continue after (forward) or before (backward) key; key itself excluded. */
@@ -629,6 +635,9 @@ extern bool au_mp_read_bool(MpReader *r);
 extern Bytes au_mp_read_bin(MpReader *r);	/* bin or str */
 extern void au_mp_skip(MpReader *r);
 
+/* ereport what an Error message says */
+extern void au_check_error(int service, const MpReader *reply);
+
 /* Connections to a service; reconnected on demand, one per backend. */
 typedef enum AuService
 {
@@ -672,7 +681,30 @@ extern int64 au_service_generation(AuService service);
 extern uint64 au_connection_number(AuService service);
 extern void au_disconnect(AuService service);
 
+/* --------------------------------------------------------------- push_down.c */
+
+/* What storage may do for a scan.  Lives as long as the executor. */
+typedef struct PushDown
+{
+	struct EState *estate;
+	struct List *qual;
+	Index		varno;
+	TupleDesc	desc;
+	bool		project;		/* only these columns (attribute numbers) are looked at */
+	struct Bitmapset *wanted;
+	int			limit;			/* rows that will be asked for if the filter is whole; 0: unknown */
+} PushDown;
+
+extern bool au_push_down;
+extern Bytes au_push_program(const PushDown *push, bool *whole);
+extern const PushDown *au_index_scan_push(const void *keys, Relation heap);	/* scan_hints.c */
+
 /* ------------------------------------------------------------------ reader.c */
+
+/*
+ * filter: a program for storage (push_down.c), or without data.  resume: empty,
+ * or where the rest begins (ends, if backward), if there is more.
+ */
 
 /*
  * Read up to max_rows/max_bytes entries of [lo, hi) as of tau into buf as a
@@ -680,12 +712,28 @@ extern void au_disconnect(AuService service);
  */
 extern void au_read_range(Bytes lo, Bytes hi, bool backward, Tau tau,
 						  uint32 max_rows, uint32 max_bytes, StringInfo buf, bool *more);
+extern void au_read_range_where(Bytes lo, Bytes hi, bool backward, Tau tau, uint32 max_rows, uint32 max_bytes,
+								Bytes filter, StringInfo buf, bool *more, StringInfo resume);
+
+/*
+ * Ask for it now and take it later, if the driver can: 0 if not.  Taking: false if
+ * it was lost, then read.  What a subtransaction asked for is forgotten when it aborts.
+ */
+extern int64 au_read_ahead(Bytes lo, Bytes hi, bool backward, Tau tau, uint32 max_rows, uint32 max_bytes,
+						   Bytes filter);
+extern bool au_read_ahead_take(int64 id, StringInfo buf, bool *more, StringInfo resume);
+extern void au_read_ahead_cancel(int64 id);
+extern void au_read_ahead_forget(int nest_level);
 
 /* Read one key into buf (batch of one entry, or empty); true if found. */
 extern void au_read_split(Bytes lo, Bytes hi, uint32 max, StringInfo keys);
 extern bool au_read_range_cut(Bytes lo, Bytes hi, Tau tau, uint32 max_rows, uint32 max_bytes, uint32 prefix,
-							  StringInfo buf, bool *more, StringInfo last, uint32 *rows);
+							  Bytes filter, StringInfo buf, bool *more, StringInfo last, uint32 *rows,
+							  StringInfo resume);
 extern bool au_read_key(Bytes key, Tau tau, StringInfo buf);
+
+/* Read n keys in one trip into buf: found[i] is where the entry of keys[i] begins, or -1. */
+extern void au_read_keys(const Bytes *keys, int n, Tau tau, StringInfo buf, int *found);
 
 /* rows and bytes of a storage id, as of the newest applied time */
 extern void au_read_stats(RelId relid, int64 *rows, int64 *bytes);

@@ -253,8 +253,8 @@ receive_frame(Connection *c, MpReader *reply, int timeout_ms, bool watch_cancel)
 }
 
 /* Read the message's tag; raise the error that an Error message carries. */
-static void
-check_error(AuService service, const MpReader *reply)
+void
+au_check_error(int service, const MpReader *reply)
 {
 	MpReader	r = *reply;
 	uint32		n = au_mp_read_array(&r);
@@ -351,7 +351,7 @@ try_connect(AuService service, int timeout_ms, bool raise)
 		au_disconnect(service);
 		return false;
 	}
-	check_error(service, &reply);
+	au_check_error(service, &reply);
 	if (au_mp_read_array(&reply) < 5 || au_mp_read_int(&reply) != TAG_HELLO ||
 		au_mp_read_int(&reply) != 1)
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
@@ -504,7 +504,7 @@ au_call(AuService service, StringInfo request, MpReader *reply, int timeout_ms)
 		au_disconnect(service);
 		return false;
 	}
-	check_error(service, reply);
+	au_check_error(service, reply);
 	return true;
 }
 

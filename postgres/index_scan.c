@@ -83,6 +83,10 @@ typedef struct AuScan
 	ScanRange	single;			/* of the commonest case */
 	int			nfilters;
 	ScanFilter *filters;
+	const void *given_keys;		/* by the executor: names the scan for scan_hints.c */
+	bool		pushed;			/* program and limit are those of this rescan */
+	Bytes		program;		/* for storage (push_down.c) */
+	int			limit;			/* so many rows will be asked for, 0: unknown */
 	CommandId	curcid;
 	bool		counted;		/* in pgstat */
 	ReadCounts	reads;			/* rescans included */
@@ -819,6 +823,29 @@ leave_range(AuScan *so)
 	so->open = false;
 }
 
+/* What storage may do for this scan; found out once for every rescan. */
+static void
+push_down(IndexScanDesc scan, AuScan *so)
+{
+	const PushDown *push;
+	bool		whole;
+	MemoryContext old;
+
+	so->pushed = true;
+	so->program = (Bytes) {NULL, 0};
+	so->limit = 0;
+	if (!so->primary || so->given_keys == NULL || scan->xs_want_itup || !au_push_down)
+		return;
+	push = au_index_scan_push(so->given_keys, scan->heapRelation);
+	if (push == NULL)
+		return;
+	old = MemoryContextSwitchTo(so->context);
+	so->program = au_push_program(push, &whole);
+	MemoryContextSwitchTo(old);
+	if (whole && so->nfilters == 0)
+		so->limit = push->limit;
+}
+
 static void
 enter_range(IndexScanDesc scan, AuScan *so, bool backward)
 {
@@ -832,6 +859,11 @@ enter_range(IndexScanDesc scan, AuScan *so, bool backward)
 
 		so->scan = au_key_scan_begin(range->lo, range->hi, so->curcid);
 		au_key_scan_count(so->scan, &so->reads);
+		if (!so->pushed)
+			push_down(scan, so);
+		au_key_scan_filter(so->scan, so->program);
+		if (so->limit > 0)
+			au_key_scan_hint(so->scan, so->limit);
 		MemoryContextSwitchTo(old);
 	}
 	so->open = true;
@@ -1016,6 +1048,9 @@ au_index_rescan(IndexScanDesc scan, ScanKey keys, int nkeys, ScanKey orderbys, i
 	so->mark_current = 0;
 	so->counted = false;
 	so->current = 0;
+	so->given_keys = keys;
+	so->pushed = false;
+	so->program = (Bytes) {NULL, 0};
 	primary = au_index_is_primary(scan->heapRelation, scan->indexRelation);
 	if (so->slot != NULL && primary != so->primary)
 	{

@@ -15,6 +15,7 @@
  */
 #include "australis.h"
 
+#include "miscadmin.h"
 #include "port/pg_bswap.h"
 #include "utils/memutils.h"
 
@@ -45,6 +46,15 @@ struct KeyScan
 	bool		more;			/* storage has more beyond the batch */
 	uint32		batch_rows;
 	StringInfoData fetched_to;	/* last key of the batch */
+	StringInfoData resume;		/* not empty: where the rest begins (backward: ends) */
+	Bytes		filter;			/* for storage (push_down.c), or without data */
+	int			fetches;		/* batches one after the other */
+
+	/* the batch after this one has been asked for, with these bounds */
+	int64		ahead;			/* 0: it has not */
+	Tau			ahead_tau;
+	bool		ahead_backward;
+	StringInfoData ahead_from;
 
 	uint32		prefix;			/* bytes of rows that matter, AU_READ_ALL: all */
 	bool		batch_cut;		/* the batch has no keys, but fetched_to */
@@ -108,8 +118,27 @@ au_key_scan_hint(KeyScan *scan, int rows)
 }
 
 void
+au_key_scan_filter(KeyScan *scan, Bytes filter)
+{
+	scan->filter = filter;
+}
+
+static void
+forget_ahead(KeyScan *s)
+{
+	if (s->ahead != 0)
+		au_read_ahead_cancel(s->ahead);
+	s->ahead = 0;
+}
+
+void
 au_key_scan_end(KeyScan *scan)
 {
+	forget_ahead(scan);
+	if (scan->resume.data)
+		pfree(scan->resume.data);
+	if (scan->ahead_from.data)
+		pfree(scan->ahead_from.data);
 	pfree(scan->lo.data);
 	pfree(scan->hi.data);
 	if (scan->last.data)
@@ -156,6 +185,7 @@ recover_last_key(KeyScan *s)
 	StringInfoData batch;
 	Bytes		lo = as_bytes(&s->fetched_from);
 	uint32		left = s->taken;
+	StringInfoData from = {0};
 
 	initStringInfo(&batch);
 	remember(s, &s->last, lo);
@@ -164,8 +194,16 @@ recover_last_key(KeyScan *s)
 		bool		more;
 
 		resetStringInfo(&batch);
-		au_read_range(lo, as_bytes(&s->hi), false, au_read_tau(s->relid, s->curcid), left, MAX_BATCH_BYTES,
-					  &batch, &more);
+		resetStringInfo(&s->resume);
+		au_read_range_where(lo, as_bytes(&s->hi), false, au_read_tau(s->relid, s->curcid), left, MAX_BATCH_BYTES,
+							s->filter, &batch, &more, &s->resume);
+		if (batch.len == 0 && more && s->resume.len > 0)
+		{
+			/* none of those passes the filter */
+			remember(s, &from, as_bytes(&s->resume));
+			lo = as_bytes(&from);
+			continue;
+		}
 		if (batch.len == 0)
 			elog(ERROR, "rows read before are not in storage");
 		for (char *p = batch.data; p < batch.data + batch.len; left--)
@@ -178,6 +216,9 @@ recover_last_key(KeyScan *s)
 		lo = as_bytes(&s->last);
 		lo.len++;				/* the NUL of StringInfo */
 	}
+	resetStringInfo(&s->resume);
+	if (from.data)
+		pfree(from.data);
 	pfree(batch.data);
 }
 
@@ -209,6 +250,67 @@ au_key_scan_seek(KeyScan *scan, Bytes key)
 	scan->wb_valid = false;
 }
 
+/* The batch goes on where storage says. */
+static inline bool
+resumes(KeyScan *s)
+{
+	return s->more && s->resume.len > 0;
+}
+
+/* Read the batch [lo, hi), which may have been asked for already. */
+static void
+read_batch(KeyScan *s, Bytes lo, Bytes hi, Tau tau)
+{
+	if (s->ahead != 0)
+	{
+		int64		ahead = s->ahead;
+
+		if (s->ahead_tau == tau && s->ahead_backward == s->backward &&
+			au_compare_bytes(s->backward ? hi : lo, as_bytes(&s->ahead_from)) == 0)
+		{
+			s->ahead = 0;
+			if (au_read_ahead_take(ahead, &s->batch, &s->more, &s->resume))
+				return;
+			resetStringInfo(&s->batch);
+			resetStringInfo(&s->resume);
+		}
+		else
+			forget_ahead(s);
+	}
+	au_read_range_where(lo, hi, s->backward, tau, s->batch_rows, MAX_BATCH_BYTES, s->filter, &s->batch, &s->more,
+						&s->resume);
+}
+
+/* Ask for the batch after this one, unless it is early: few rows may be wanted. */
+static void
+read_ahead(KeyScan *s, Tau tau)
+{
+	Bytes		from;
+
+	if (!s->more || s->fetches < 2 || s->ahead != 0)
+		return;
+	if (s->resume.len > 0)
+		remember(s, &s->ahead_from, as_bytes(&s->resume));
+	else
+	{
+		KeyEntry	e = {0};
+		char	   *p = s->batch.data;
+
+		if (s->batch.len == 0)
+			return;
+		while (p < s->batch.data + s->batch.len)
+			p = au_batch_entry(p, &e);
+		remember(s, &s->ahead_from, e.key);
+		if (!s->backward)
+			appendStringInfoChar(&s->ahead_from, '\0');
+	}
+	from = as_bytes(&s->ahead_from);
+	s->ahead_tau = tau;
+	s->ahead_backward = s->backward;
+	s->ahead = au_read_ahead(s->backward ? as_bytes(&s->lo) : from, s->backward ? from : as_bytes(&s->hi), s->backward,
+							 tau, Min(s->batch_rows * 4, MAX_BATCH_ROWS), MAX_BATCH_BYTES, s->filter);
+}
+
 /* Fetch the next batch: beyond the previous one, or from the last key. */
 static void
 fetch(KeyScan *s)
@@ -217,6 +319,7 @@ fetch(KeyScan *s)
 	Bytes		hi = as_bytes(&s->hi);
 	Bytes		from;
 	bool		bounded = false;
+	bool		exact = false;
 
 	if (s->have_batch)
 	{
@@ -231,14 +334,22 @@ fetch(KeyScan *s)
 			(void) last_key(s);
 			remember(s, &s->fetched_to, key_at(s, s->consumed));
 		}
+		exact = resumes(s);
+		if (exact)
+			remember(s, &s->fetched_to, as_bytes(&s->resume));
 		from = as_bytes(&s->fetched_to);
 		bounded = true;
+		s->fetches++;
 		s->batch_rows = Min(s->batch_rows * 4, MAX_BATCH_ROWS);
 	}
-	else if (s->started)
+	else
 	{
-		from = last_key(s);
-		bounded = true;
+		s->fetches = 1;
+		if (s->started)
+		{
+			from = last_key(s);
+			bounded = true;
+		}
 	}
 	if (bounded)
 	{
@@ -248,7 +359,7 @@ fetch(KeyScan *s)
 		{
 			/* strictly after `from`: its successor; the NUL of StringInfo */
 			lo.data = from.data;
-			lo.len = from.len + 1;
+			lo.len = exact ? from.len : from.len + 1;
 		}
 	}
 	if (s->batch.data == NULL)
@@ -256,8 +367,10 @@ fetch(KeyScan *s)
 		MemoryContext old = MemoryContextSwitchTo(s->context);
 
 		initStringInfo(&s->batch);
+		initStringInfoExt(&s->resume, 64);
 		MemoryContextSwitchTo(old);
 	}
+	resetStringInfo(&s->resume);
 	resetStringInfo(&s->batch);
 	s->offset = 0;
 	s->more = false;
@@ -275,13 +388,17 @@ fetch(KeyScan *s)
 			s->batch_cut = au_read_range_cut(as_bytes(&s->fetched_from), hi, tau,
 											 s->prefix > 0 ? Min(s->batch_rows, CUT_BATCH_ROWS) : s->batch_rows,
 											 MAX_BATCH_BYTES,
-											 s->prefix, &s->batch, &s->more, &s->fetched_to, &s->bare_rows);
+											 s->prefix, s->filter, &s->batch, &s->more, &s->fetched_to, &s->bare_rows,
+											 &s->resume);
 			if (!s->batch_cut || s->prefix > 0)
 				s->bare_rows = 0;
 			s->taken = 0;
 		}
 		if (!s->batch_cut)
-			au_read_range(lo, hi, s->backward, tau, s->batch_rows, MAX_BATCH_BYTES, &s->batch, &s->more);
+		{
+			read_batch(s, lo, hi, tau);
+			read_ahead(s, tau);
+		}
 		s->counts->trips++;
 		s->counts->bytes += s->batch.len;
 	}
@@ -296,6 +413,7 @@ peek_storage(KeyScan *s, KeyEntry *e, int *next_offset)
 	{
 		if (s->have_batch && !s->more)
 			return false;
+		CHECK_FOR_INTERRUPTS();	/* a filter may let nothing through for long */
 		fetch(s);
 	}
 	*next_offset = au_batch_entry(s->batch.data + s->offset, e) - s->batch.data;

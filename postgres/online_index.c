@@ -79,6 +79,7 @@
 
 #define BATCH_ROWS		1024
 #define BATCH_BYTES		(1024 * 1024)
+#define READ_KEYS		256		/* of other entries, in one trip */
 #define BATCH_ATTEMPTS	100		/* of one batch, which gets smaller and smaller */
 #define STATE_ATTEMPTS	100		/* of a change of the state */
 #define PAUSE_MS		2		/* between attempts: the other's commit becomes durable */
@@ -171,27 +172,40 @@ raise_not_unique(Relation heap, Relation index, Bytes value)
 static void
 check_unique(Relation heap, Relation index, NewEntry *entries, int n, Tau tau)
 {
-	StringInfoData found;
+	StringInfoData batch;
+	Bytes	   *keys = palloc_array(Bytes, n);
+	NewEntry  **of = palloc_array(NewEntry *, n);
+	int		   *found = palloc_array(int, n);
+	int			nkeys = 0;
 
-	initStringInfo(&found);
+	initStringInfo(&batch);
 	qsort(entries, n, sizeof(NewEntry), compare_entries);
 	for (int i = 0; i < n; i++)
 	{
-		KeyEntry	other;
-
 		if (!entries[i].unique)
 			continue;
-		CHECK_FOR_INTERRUPTS();
 		if (i > 0 && au_compare_bytes(entries[i - 1].key, entries[i].key) == 0)
 			raise_not_unique(heap, index, entries[i].value);
-		resetStringInfo(&found);
-		if (!au_read_key(entries[i].key, tau, &found))
-			continue;
-		(void) au_batch_entry(found.data, &other);
-		if (au_compare_bytes(au_index_value_rowkey(other.value), au_index_value_rowkey(entries[i].value)) != 0)
-			raise_not_unique(heap, index, entries[i].value);
+		of[nkeys] = &entries[i];
+		keys[nkeys++] = entries[i].key;
 	}
-	pfree(found.data);
+	for (int first = 0; first < nkeys; first += READ_KEYS)
+	{
+		int			some = Min(READ_KEYS, nkeys - first);
+
+		au_read_keys(keys + first, some, tau, &batch, found);
+		for (int i = 0; i < some; i++)
+		{
+			KeyEntry	other;
+
+			if (found[i] < 0)
+				continue;
+			(void) au_batch_entry(batch.data + found[i], &other);
+			if (au_compare_bytes(au_index_value_rowkey(other.value),
+								 au_index_value_rowkey(of[first + i]->value)) != 0)
+				raise_not_unique(heap, index, of[first + i]->value);
+		}
+	}
 }
 
 static Bytes

@@ -318,6 +318,7 @@ au_slot_init(TupleTableSlot *slot)
 	TTSOpsMinimalTuple.init(slot);
 	aslot->read_natts = MaxTupleAttributeNumber;
 	aslot->read_bytes = AU_READ_ALL;
+	aslot->push = NULL;
 	aslot->buffer = NULL;
 	aslot->capacity = 0;
 	aslot->xmin = FrozenTransactionId;

@@ -67,6 +67,9 @@ _PG_init(void)
 							"Most memory that one transaction's uncommitted writes may take.",
 							NULL, &au_write_buffer_limit_kb, 1024 * 1024, 1024, MAX_KILOBYTES, PGC_SUSET, GUC_UNIT_KB,
 							NULL, NULL, NULL);
+	DefineCustomBoolVariable("australis.push_down",
+							 "Let storage filter rows, leave out columns and read ahead.",
+							 NULL, &au_push_down, true, PGC_USERSET, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("australis");
 
 	au_enabled = au_run_directory[0] != '\0';

@@ -119,6 +119,8 @@ typedef struct ScanDesc
 	KeyScan    *scan;			/* NULL: of no part yet, or no more */
 	bool		started;
 	bool		unnamed;		/* its rows need no TIDs */
+	const PushDown *push;		/* for storage, or NULL */
+	Bytes		filter;			/* made of it for this scan or rescan */
 	TupleTableSlot *blank;		/* holds the last row, of which only is known that it is there */
 	ReadCounts	reads;			/* rescans included */
 	uint64		counted_bytes;	/* of them, in pg_statio */
@@ -190,6 +192,15 @@ read_range(ScanDesc *scan, Bytes lo, Bytes hi)
 
 	scan->scan = au_key_scan_begin(lo, hi, au_snapshot_curcid(scan->base.rs_snapshot));
 	au_key_scan_count(scan->scan, &scan->reads);
+	if (scan->push && scan->filter.data == NULL)
+	{
+		bool		whole;
+
+		scan->filter = au_push_program(scan->push, &whole);
+		if (whole && scan->push->limit > 0)
+			au_key_scan_hint(scan->scan, scan->push->limit);
+	}
+	au_key_scan_filter(scan->scan, scan->filter);
 	MemoryContextSwitchTo(old);
 }
 
@@ -244,6 +255,7 @@ start_scan(ScanDesc *scan, const TupleTableSlot *slot)
 	const AustralisTupleTableSlot *aslot = (const AustralisTupleTableSlot *) slot;
 
 	scan->started = true;
+	scan->push = slot != NULL && slot->tts_ops == &TTSOpsAustralis ? aslot->push : NULL;
 	if (scan->base.rs_parallel)
 		return;					/* see take_part() */
 	if (slot != NULL && slot->tts_ops == &TTSOpsAustralis && aslot->only_from.len > 0)
@@ -295,6 +307,8 @@ scan_end(TableScanDesc sscan)
 
 	au_count_pages(sscan->rs_rd, &scan->reads, &scan->counted_bytes);
 	end_scan(scan);
+	if (scan->filter.data)
+		pfree((void *) scan->filter.data);
 	RelationDecrementReferenceCount(sscan->rs_rd);
 	if (sscan->rs_flags & SO_TEMP_SNAPSHOT)
 		UnregisterSnapshot(sscan->rs_snapshot);
@@ -309,6 +323,9 @@ scan_rescan(TableScanDesc sscan, struct ScanKeyData *key, bool set_params,
 
 	end_scan(scan);
 	scan->started = false;
+	if (scan->filter.data)
+		pfree((void *) scan->filter.data);
+	scan->filter.data = NULL;
 	if (!(sscan->rs_flags & SO_TYPE_SEQSCAN))
 		start_scan(scan, NULL);
 	scan->sample_block = scan->sample_position = 0;

@@ -1618,6 +1618,7 @@ end_transaction(void)
 	serial++;
 	au_wb_reset();
 	au_tid_reset();
+	au_read_ahead_forget(0);
 	au_fetched_row.valid = false;
 	xact_context = NULL;		/* went with TopTransactionContext */
 	noted_relations = NIL;
@@ -1703,6 +1704,7 @@ subxact_callback(SubXactEvent event, SubTransactionId mine, SubTransactionId par
 	{
 		case SUBXACT_EVENT_ABORT_SUB:
 			au_wb_subxact_abort(GetCurrentTransactionNestLevel());
+			au_read_ahead_forget(GetCurrentTransactionNestLevel());
 			au_ddl_subxact_end(GetCurrentTransactionNestLevel(), false);
 			ingested_subxact_end(GetCurrentTransactionNestLevel(), false);
 			serial++;

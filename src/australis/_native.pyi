@@ -21,6 +21,9 @@ class TooOldError(StoreError):
 class FullError(StoreError):
     """Disk or map full. Nothing was changed and the store stays usable."""
 
+class MalformedError(StoreError):
+    """A message to apply, or the filter of a scan, is not well-formed. Nothing was done."""
+
 @final
 class Store:
     """Multi-version store in directory ``path``. Thread-safe; calls release the GIL. Open it once per process."""
@@ -138,6 +141,19 @@ class Store:
         self, lo: Buffer, hi: Buffer, backward: bool, tau: int, max_rows: int, max_bytes: int
     ) -> tuple[bytes, bool]:
         """A batch of [lo, hi) (empty ``hi``: no end), and whether the range goes on behind its last key."""
+
+    def scan_where(
+        self,
+        lo: Buffer,
+        hi: Buffer,
+        backward: bool,
+        tau: int,
+        max_rows: int,
+        max_bytes: int,
+        filter: Buffer,
+        max_examined: int,
+    ) -> tuple[bytes, bool, bytes]:
+        """Of at most `max_examined` rows those that pass; whether there is more; where the rest begins or ends."""
 
     def stats(self, relids: Sequence[int]) -> list[tuple[int, int]]:
         """(rows, bytes) of each relation id at the newest applied time."""

@@ -228,6 +228,7 @@ def _common(root: Path, objects: Path) -> tuple[list[str], list[tuple[Path, Path
     foreign = [flag for flag in flags if flag not in ("-Wall", "-Wextra")] + ["-w"]
     jobs: list[tuple[Path, Path, Sequence[str]]] = [
         (lmdb / "midl.c", objects / "midl.o", foreign),
+        (root / "native" / "filter.c", objects / "filter.o", own),
         (root / "native" / "leaf.c", objects / "leaf.o", own),
         (root / "native" / "store.c", objects / "store.o", own),
     ]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from australis.certs import Files
-from australis.control_plane.topology import RoleConfig
 from australis.metrics import Metrics, Status
+from australis.role_config import RoleConfig
 from australis.traces import Traces, TraceSettings, open_traces
 from australis.transport import Address
 

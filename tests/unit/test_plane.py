@@ -396,7 +396,15 @@ def test_a_scan_goes_from_shard_to_shard_in_key_order(backward: bool) -> None:
     # rows of the first shard: the range goes on behind them
     (ask,) = of(reads.ask("c", scan, 0.0), Ask)
     answer = only(reads.reply(ask.replica, ScanReply(ask.message.id, ReadStatus.OK, False, row), 0.1))
-    assert answer == Answer("c", ScanReply(4, ReadStatus.OK, True, row))
+    assert answer == Answer("c", ScanReply(4, ReadStatus.OK, True, row, SPLIT))
+    # a filter let nothing through yet: it goes on where the replica says
+    (ask,) = of(reads.ask("c", scan, 0.0), Ask)
+    answer = only(reads.reply(ask.replica, ScanReply(ask.message.id, ReadStatus.OK, True, b"", LOW + b"3"), 0.1))
+    assert answer == Answer("c", ScanReply(4, ReadStatus.OK, True, b"", LOW + b"3"))
+    # no other replica would take a filter that one refused
+    (ask,) = of(reads.ask("c", scan, 0.0), Ask)
+    answer = only(reads.reply(ask.replica, ScanReply(ask.message.id, ReadStatus.REFUSED, False, b""), 0.1))
+    assert answer == Answer("c", ScanReply(4, ReadStatus.REFUSED, False, b""))
 
 
 def test_statistics_are_added_up() -> None:

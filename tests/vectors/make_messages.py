@@ -88,7 +88,12 @@ def vectors() -> list[tuple[str, m.AnyMessage]]:
         ("get", m.Get(1, 1_795_000_000_000_000_003, [KEY])),
         ("get reply", m.GetReply(1, m.ReadStatus.OK, b"\0\0\0\0\xff\xff\xff\xff" + bytes(8))),
         ("scan", m.Scan(2, 1_795_000_000_000_000_003, KEY[:8], KEY[:7] + b"\x02", True, 65536, 100)),
+        (
+            "scan with a filter",
+            m.Scan(3, 1_795_000_000_000_000_003, KEY[:8], KEY[:7] + b"\x02", False, 65536, 100, b"\x01\x00\x00\x00"),
+        ),
         ("scan reply", m.ScanReply(2, m.ReadStatus.OK, True, b"")),
+        ("scan reply that goes on elsewhere", m.ScanReply(3, m.ReadStatus.OK, True, b"", KEY)),
         ("stats", m.Stats(3, [5 << 32 | 16400])),
         ("stats reply", m.StatsReply(3, [(5 << 32 | 16400, 10, 1234)])),
         ("status", m.Status()),

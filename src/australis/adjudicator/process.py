@@ -34,7 +34,6 @@ from australis.adjudicator.lease import Lease
 from australis.adjudicator.node import Alarm, Append, Effect, Node, Reply, Send, Settings
 from australis.adjudicator.recovery import Recovery
 from australis.clock import Clock, open_clock
-from australis.control_plane.topology import RoleConfig, identity_of
 from australis.crossbar.feed import Framed, RecentRecords, frame_record
 from australis.errors import (
     AustralisError,
@@ -85,6 +84,7 @@ from australis.protocol.messages import (
     relations_of,
     wide_commit_decoder,
 )
+from australis.role_config import RoleConfig, identity_of
 from australis.traces import NoTraces
 from australis.transport import Address, Connection, Identity, Link, Server, listen
 

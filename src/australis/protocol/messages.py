@@ -66,6 +66,7 @@ class ReadStatus(IntEnum):
     NOT_FRESH = 2
     ERROR = 3
     NOT_HELD = 4  # not all of it is of this shard's: the asker's map is old
+    REFUSED = 5  # the filter is not well-formed; no replica would take it
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -123,8 +124,9 @@ class WideCommit(Commit, frozen=True, array_like=True, gc=False, tag=2):
 
     `scans`: relations of which no row may have been written after tau_start (rule M5: what a SERIALIZABLE scan of a
     secondary index has read; the index entries are blind). `parts`: the key ranges [lo, hi) of the relations in `ddl`
-    and `scans`; their owners are asked. No parts means all owners. `leader`: the adjudicator that this is addressed to,
-    as generations of different adjudicators have the same numbers; -1: whoever has the connection.
+    and `scans`; their owners are asked. No parts means all owners. (Query processors send neither yet: for such a scan
+    they validate the range of the whole table, and a schema change asks everybody.) `leader`: the adjudicator that this
+    is addressed to, as generations of different adjudicators have the same numbers; -1: whoever has the connection.
     """
 
     scans: list[int] = []
@@ -307,7 +309,7 @@ class GetReply(Message, frozen=True, array_like=True, gc=False, tag=21):
 
 
 class Scan(Message, frozen=True, array_like=True, gc=False, tag=22):
-    """Read up to max_rows entries or max_bytes of [lo, hi) as of tau."""
+    """Read up to max_rows entries or max_bytes of [lo, hi) as of tau, of row images those that pass a filter."""
 
     id: int
     tau: int
@@ -316,15 +318,17 @@ class Scan(Message, frozen=True, array_like=True, gc=False, tag=22):
     backward: bool
     max_bytes: int
     max_rows: int
+    filter: bytes = b""
 
 
 class ScanReply(Message, frozen=True, array_like=True, gc=False, tag=23):
-    """A batch; `more` says that the range goes on behind its last key."""
+    """A batch; `more`: the range goes on, at `resume` (backward: below it) or, if that is empty, after its last key."""
 
     id: int
     status: int
     more: bool
     batch: bytes
+    resume: bytes = b""
 
 
 class Stats(Message, frozen=True, array_like=True, gc=False, tag=24):

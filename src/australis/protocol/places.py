@@ -1,4 +1,4 @@
-"""What is said about a place for a session, between a router and a gateway's pool (docs/formats.md §12)."""
+"""What is said about a place for a session, between a router and a gateway's pool (docs/formats.md §10)."""
 
 from __future__ import annotations
 

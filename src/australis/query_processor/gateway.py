@@ -37,7 +37,6 @@ from australis.clock import Clock, open_clock
 from australis.control_plane.layout import ClusterError
 from australis.control_plane.processes import Child, end_leftovers
 from australis.control_plane.supervisor import Service
-from australis.control_plane.topology import RoleConfig, identity_of
 from australis.errors import AustralisError, ProtocolError
 from australis.files import write_atomically
 from australis.journal.record import Kind
@@ -105,6 +104,7 @@ from australis.query_processor.plane import (
     entries,
     touches_sequences,
 )
+from australis.role_config import RoleConfig, identity_of
 from australis.traces import NoTraces
 from australis.transport import Address, Connection, Identity, Link, Server, listen
 

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
+
 from australis.control_plane.processes import end_leftovers
 from australis.page import PROCESSORS, Word
 from australis.query_processor import installation, pool, settings
@@ -23,8 +25,10 @@ from australis.query_processor.places import PlaceServer
 
 if TYPE_CHECKING:
     from australis.config import Pool
-    from australis.control_plane.topology import RoleConfig
     from australis.page import SharedPage
+    from australis.role_config import RoleConfig
+
+log = structlog.get_logger()
 
 PLACES_SOCKET = "places.sock"
 PROCESSOR_WAIT = 30.0
@@ -75,9 +79,11 @@ class PooledProcessors:
     def _directory(self, number: int) -> Path:
         return self._data / f"postgresql-{number}"
 
-    def end_leftovers(self) -> dict[str, int] | object:
+    def end_leftovers(self) -> None:
         """Nothing of an earlier run works here any more. Blocking."""
-        return end_leftovers({self._directory(number) / "data": b"postgres" for number in range(PROCESSORS)})
+        killed = end_leftovers({self._directory(number) / "data": b"postgres" for number in range(PROCESSORS)})
+        if killed:
+            log.warning("gateway.leftovers_killed", processes=killed)
 
     async def prepare(self) -> None:
         """Make the image and the first data directory."""

@@ -1,6 +1,6 @@
 """Places for sessions over a Unix socket: routers of this host ask the pool of query processors that a gateway has.
 
-One connection is one place (docs/formats.md §12). What must hold: a place is given back once, whatever becomes of the
+One connection is one place (docs/formats.md §10). What must hold: a place is given back once, whatever becomes of the
 router that had it: its end closes its connections. A router that stops waiting gives up its turn. If this process dies,
 so do its query processors and their sessions.
 """

@@ -912,6 +912,9 @@ class Reads:
         else:
             self.retried += 1
             part.failure = status
+            if status == ReadStatus.REFUSED:
+                self._fail(read, status)
+                return self._take()
             if status != ReadStatus.BELOW_HORIZON:
                 state.failed(at)
             if not part.attempts:
@@ -939,12 +942,17 @@ class Reads:
         read = part.read
         request = read.request
         if isinstance(reply, ScanReply):
+            assert isinstance(request, Scan), "the answer to Scan"
             if not reply.batch and not reply.more and read.rest:
                 read.parts = [self._next_piece(read)]
                 self._dispatch(read.parts[0], at)
                 return
+            resume = reply.resume if reply.more else b""
+            if not reply.more and read.rest:
+                _, lo, hi = read.rest[0]
+                resume = hi if request.backward else lo
             more = reply.more or bool(read.rest)
-            self._finish(read, ScanReply(request.id, ReadStatus.OK, more, reply.batch))
+            self._finish(read, ScanReply(request.id, ReadStatus.OK, more, reply.batch, resume))
             return
         read.left -= 1
         if read.left == 0:

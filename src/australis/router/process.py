@@ -23,7 +23,7 @@ from australis.router.gateway_places import GatewayPlaces
 from australis.transport import Address
 
 if TYPE_CHECKING:
-    from australis.control_plane.topology import RoleConfig
+    from australis.role_config import RoleConfig
 
 LEAVE_SECONDS = 5.0
 

@@ -38,7 +38,7 @@ from australis.storage.store import Store, StoreError, pack_ranges
 from australis.transport import Address, Identity
 
 if TYPE_CHECKING:
-    from australis.control_plane.topology import RoleConfig
+    from australis.role_config import RoleConfig
 
 HELD, LEAVING, MAP = "ranges", "leaving", "map"
 PAGE_BYTES = 512 << 10

@@ -48,15 +48,11 @@ from australis.protocol.messages import (
     read_decoder,
 )
 from australis.storage.applier import Applier, Settings
+from australis.storage.scans import INLINE_ROWS, answer_scan
 from australis.storage.store import StoreError, TooOldError
 
 FRESH_SECONDS = 10.0
 BEFORE_EVERYTHING = 1  # the snapshot time of a transaction while nothing was ever committed
-MAX_SCAN_BYTES = 8 << 20
-MAX_SCAN_ROWS = 1 << 20
-INLINE_ROWS = 128
-"""Scans up to this many rows run in the loop; larger ones in a thread."""
-
 READ_THREADS = 2
 MAX_REQUEST = 64 << 20
 MAX_QUEUED = 1000
@@ -199,23 +195,9 @@ class StorageService:
         """Answer a Scan whose time is applied; may run in any thread."""
         self.scans += 1
         store = self.applier.store
-        try:
-            if store is None:
-                return ScanReply(request.id, ReadStatus.NOT_FRESH, False, b"")
-            batch, more = store.scan(
-                request.lo,
-                request.hi,
-                request.backward,
-                request.tau,
-                max(1, min(request.max_rows, MAX_SCAN_ROWS)),
-                max(1, min(request.max_bytes, MAX_SCAN_BYTES)),
-            )
-            return ScanReply(request.id, ReadStatus.OK, more, batch)
-        except TooOldError:
-            return ScanReply(request.id, ReadStatus.BELOW_HORIZON, False, b"")
-        except StoreError as error:
-            log.error("storage.read_failed", error=str(error))
-            return ScanReply(request.id, ReadStatus.ERROR, False, b"")
+        if store is None:
+            return ScanReply(request.id, ReadStatus.NOT_FRESH, False, b"")
+        return answer_scan(store, request)
 
     def stats(self, request: Stats) -> StatsReply:
         """Rows and bytes per storage id, of the newest applied state."""

@@ -7,7 +7,7 @@ from mmap import mmap
 from pathlib import Path
 from typing import Protocol
 
-from australis._native import DamagedError, FullError, StoreError, TooOldError
+from australis._native import DamagedError, FullError, MalformedError, StoreError, TooOldError
 from australis._native import Store as NativeStore
 
 DATA_FILE = "data.mdb"
@@ -85,6 +85,20 @@ class Store(Protocol):
         """Read a range."""
         ...
 
+    def scan_where(
+        self,
+        lo: bytes,
+        hi: bytes,
+        backward: bool,
+        tau: int,
+        max_rows: int,
+        max_bytes: int,
+        filter: bytes,
+        max_examined: int,
+    ) -> tuple[bytes, bool, bytes]:
+        """Read what a filter (docs/formats.md §5) lets through, and where to go on; MalformedError if it is none."""
+        ...
+
     def stats(self, relids: Sequence[int]) -> list[tuple[int, int]]:
         """Rows and bytes."""
         ...
@@ -148,4 +162,14 @@ def open_store(directory: Path, cluster: bytes, *, restored: bool = False) -> St
     return NativeStore(str(directory), cluster, restored=restored)
 
 
-__all__ = ["DATA_FILE", "DamagedError", "FullError", "Store", "StoreError", "TooOldError", "open_store", "pack_ranges"]
+__all__ = [
+    "DATA_FILE",
+    "DamagedError",
+    "FullError",
+    "MalformedError",
+    "Store",
+    "StoreError",
+    "TooOldError",
+    "open_store",
+    "pack_ranges",
+]
