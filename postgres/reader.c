@@ -785,7 +785,7 @@ au_read_keys(const Bytes *keys, int n, Tau tau, StringInfo buf, int *found)
 	for (int i = 0; i < n; i++)
 		au_mp_bin(&msg, keys[i].data, keys[i].len);
 	ask(&msg, &reply);
-	check_reply(&reply, TAG_GET + 1);
+	check_reply(&reply, TAG_GET + 1, request_id);
 	b = au_mp_read_bin(&reply);
 	pfree(msg.data);
 	appendBinaryStringInfo(buf, (const char *) b.data, b.len);
