@@ -100,6 +100,8 @@ class RoleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     retention: Annotated[float, msgspec.Meta(ge=1)] = 300.0  # storage: how long versions are kept for open snapshots
     rebalance: bool = True  # control: even out the loads of shards
+    objects: str = ""  # storage: URL of the object store for snapshots; empty: none, and journals are never trimmed
+    snapshot_seconds: Annotated[float, msgspec.Meta(gt=0)] = 300.0  # storage: between snapshots of a shard
 
     # gateway
     processors: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1  # PostgreSQL servers on this host

@@ -68,6 +68,9 @@ class OnHosts:
     def image(self) -> str:
         return str(self._directory / "image.tar")
 
+    def objects(self) -> str:
+        return (self._directory / "objects").as_uri()  # all hosts have this directory
+
     def password_file(self, instance: Instance) -> str:
         return str(self._directory / "password")
 

@@ -322,6 +322,8 @@ def test_the_store_of_objects_goes_away_at_any_point(tmp_path: Path, lost: bool)
         assert (used, damaged) == (found[0].name, [])
         assert everything(again) == everything(shard.store, found[0].tau)
         again.close()
+        shard.snapshots.sweep()  # else each attempt has more to sweep than the one before, and none comes to its end
+        assert calls < 300
     assert calls > 15
     shard.touch()
     shard.write()

@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from australis.control_plane.topology import RoleConfig
 from australis.keyspace import KEYSPACE_END, KeyRanges
 from australis.partition_map import PartitionMap, Range
 from australis.protocol.messages import Get, Mode, ModeFlag, Outcome, ReadStatus, Scan
+from australis.role_config import RoleConfig
 from australis.storage import holdings
 from australis.storage.holdings import NOTHING, unpack_ranges
 from australis.storage.shard_process import ShardService
@@ -228,7 +228,7 @@ def test_a_replica_is_filled_by_the_other_one(tmp_path: Path) -> None:
         name = "storage-0-1"
         await plane.shards[name].stop()
         shutil.rmtree(tmp_path / name / "storage")
-        service = ShardService(plane.role("storage", name, 0), from_now=True)
+        service = ShardService(plane.role("storage", name, 0), attempt=2)
         await service.start()
         plane.shards[name] = service
         for _ in range(30):

@@ -131,3 +131,30 @@ def test_more_sessions_than_there_may_be(cluster: Cluster) -> None:
     assert len(postmasters(cluster)) <= 4
     for session in sessions:
         session.close()
+
+
+def test_a_killed_gateway_takes_its_query_processors_and_comes_back(cluster: Cluster) -> None:
+    with cluster.connect() as first, cluster.connect() as second:
+        for session in (first, second):
+            session.execute("CREATE TABLE IF NOT EXISTS lasting (id int)")
+        services = cluster.status()["services"]
+        os.kill(services["gateway-0"]["pid"], signal.SIGKILL)
+        lost = 0
+        deadline = time.monotonic() + PATIENCE
+        while not lost and time.monotonic() < deadline:
+            for session in (first, second):
+                try:
+                    session.execute("SELECT 1")
+                except psycopg.OperationalError:
+                    lost += 1
+        assert lost == 1
+    for _ in range(4):  # also while it is not there, and when it is again
+        with cluster.connect() as session:
+            assert session.execute("SELECT count(*) FROM lasting").fetchone() == (0,)
+    while cluster.status()["services"]["gateway-0"]["pid"] in (0, services["gateway-0"]["pid"]):
+        assert time.monotonic() < deadline
+    sessions = [cluster.connect() for _ in range(4)]
+    assert [session.execute("SELECT count(*) FROM lasting").fetchone() for session in sessions] == 4 * [(0,)]
+    for session in sessions:
+        session.close()
+    wait_for_count(cluster, 0)

@@ -93,6 +93,9 @@ class Hosts:
     def image(self) -> str:
         return ""
 
+    def objects(self) -> str:
+        return ""  # a directory of one host is no place for it
+
     def password_file(self, instance: Instance) -> str:
         return f"{CONFIG_DIRECTORY}/{instance.name}/password"
 

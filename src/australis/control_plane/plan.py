@@ -76,6 +76,10 @@ class Place(Protocol):
         """File of the image that gateways share; "" if each has its own."""
         ...
 
+    def objects(self) -> str:
+        """URL of the object store if the topology names none; "": none."""
+        ...
+
     def password_file(self, instance: Instance) -> str:
         """Where the password of user admin is."""
         ...
@@ -172,6 +176,8 @@ def plan(topology: TopologyFile, cluster: str, place: Place, secret: str) -> lis
                 "clock": clock,
                 "retention": topology.retention or limits.retention,
                 "rebalance": topology.rebalance,
+                "objects": place.objects() if topology.objects is None else topology.objects,
+                "snapshot_seconds": topology.snapshot_seconds,
             }
         if one.role == "gateway":
             fields |= {
@@ -270,6 +276,9 @@ class OneMachine:
 
     def image(self) -> str:
         return str(self._image)
+
+    def objects(self) -> str:
+        return (self._roles.parent / "objects").as_uri()
 
     def password_file(self, instance: Instance) -> str:
         return str(self._password)

@@ -125,6 +125,8 @@ class TopologyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     connections: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None  # of each query processor
     retention: Annotated[float, msgspec.Meta(ge=1)] | None = None
     rebalance: bool = True  # move ranges between shards by their sizes and loads
+    objects: str | None = None  # URL of the object store for snapshots of shards; None: a directory of the cluster
+    snapshot_seconds: Annotated[float, msgspec.Meta(gt=0)] = 300.0  # between snapshots of a shard
     liveness: Annotated[float, msgspec.Meta(ge=0)] = (
         3.0  # how long a process may be silent before it is killed; 0: ever
     )

@@ -346,11 +346,25 @@ class Hub:
         if message.kept:
             self._kept[name] = unpack_positions(message.kept)[1]
 
-    def trims(self, replicas: list[str]) -> dict[int, int]:
-        """Up to which sequence each journal may be forgotten, if every one of these replicas has said so."""
-        if not replicas or any(name not in self._kept for name in replicas):
+    def trims(self, shards: list[list[str]]) -> dict[int, int]:
+        """Up to which sequence each journal may be forgotten, if every shard has said so; `shards`: their replicas.
+
+        The replicas of a shard have its snapshots in common, and one that is behind begins with them: the farthest
+        counts.
+        """
+        kept: list[dict[int, Position]] = []
+        for replicas in shards:
+            said = [self._kept[name] for name in replicas if name in self._kept]
+            if not said:
+                return {}
+            farthest: dict[int, Position] = {}
+            for positions in said:
+                for journal, position in positions.items():
+                    if journal not in farthest or position.sequence > farthest[journal].sequence:
+                        farthest[journal] = position
+            kept.append(farthest)
+        if not kept:
             return {}
-        kept = [self._kept[name] for name in replicas]
         return {
             journal: min(positions[journal].sequence for positions in kept)
             for journal in self.follower.journals

@@ -232,8 +232,10 @@ class CrossbarService:
         told: dict[int, int] = {}
         while True:
             await asyncio.sleep(TRIM_SECONDS)
-            replicas = [name for shard in self.map.shards for name in shard.replicas]
-            for journal, sequence in self.hub.trims(replicas).items():
+            # a shard without ranges has nothing that a journal could be needed for
+            holding = {item.owner for item in (*self.map.placement, *self.map.incoming)}
+            shards = [shard.replicas for shard in self.map.shards if shard.id in holding]
+            for journal, sequence in self.hub.trims(shards).items():
                 tail = self.tails.get(journal)
                 if sequence > told.get(journal, 0) and tail is not None and tail.send(Trim(sequence)):
                     told[journal] = sequence

@@ -11,9 +11,9 @@ What must hold:
 - memory is bounded: a feed that comes faster than it is applied, and a reader who does not read, stop being read from.
 
 If its crossbar goes away, the next one is asked; reads of what is applied go on. If the disk is full, applying waits
-for space. If the store is missing, damaged or from another boot, it is made again from the journals, and if those do
-not reach back, from another replica of the shard; without one the process says so and ends. Nothing of it is durable
-by itself: that is the journals' duty.
+for space. If the store is missing, damaged or from another boot, it is made again from the newest snapshot in the
+object store (shard_keeper.py) and the journals behind it, and if those do not reach back, from another replica of the
+shard; without one the process says so and ends. Nothing of it is durable by itself: that is the journals' duty.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ from australis.storage import horizon as horizons
 from australis.storage.garbage import Garbage
 from australis.storage.holdings import Holdings, RangeKeeper
 from australis.storage.scans import INLINE_ROWS, answer_scan
+from australis.storage.shard_keeper import SnapshotKeeper, restore
 from australis.storage.store import (
     DATA_FILE,
     DamagedError,
@@ -102,6 +103,9 @@ FROM_NOW = -1
 """Time of a store that has nothing yet: feed it what is new."""
 
 MAX_EXPORT = 4 << 20
+SNAPSHOT_RECORDS = 1_000_000
+"""Applied since the last snapshot, before its time has come."""
+
 HEAT_EVERY, HEAT_KEYS = 32, 64
 SAMPLES, SAMPLE_SECONDS = 32, 5.0
 
@@ -117,8 +121,13 @@ _control_decoder: msgspec.msgpack.Decoder[MapReply | GetMap] = msgspec.msgpack.D
 class ShardService:
     """See the module."""
 
-    def __init__(self, config: RoleConfig, *, from_now: bool = False) -> None:
-        """Opens or makes the store; `from_now`: a new one that others fill. Raises AustralisError."""
+    def __init__(self, config: RoleConfig, *, attempt: int = 0) -> None:
+        """Opens or makes the store. Raises AustralisError.
+
+        `attempt` 1: the journals do not reach back to where the store was; 2: nor to where the newest snapshot was.
+        """
+        from_now = attempt > 1 or (attempt == 1 and not config.objects)  # an empty one, that others fill
+        self.attempt = attempt
         self.config = config
         self.cluster = config.cluster_id
         self.clock: Clock = open_clock(config.clock.source, config.clock.max_error)
@@ -137,7 +146,8 @@ class ShardService:
             self.holdings.keep(KeyRanges([]))
         elif self.holdings.known:
             self.holdings.apply_to(self.holdings.held)
-        self.start_over = False  # end, and begin with an empty store that other replicas fill
+        self.start_over = False  # end, and begin with another store
+        self.snapshots = self._snapshot_keeper() if config.objects else None
         self.keeper = RangeKeeper(self)
         self.writing = asyncio.Lock()
         self.applied = 0  # a watermark: everything at or below it is in the store, and can be read
@@ -171,14 +181,53 @@ class ShardService:
     def _open(self) -> Store:
         """Open the store, or make it again (S2)."""
         try:
-            store = open_store(self.directory, self.cluster)
+            if not (self.directory / DATA_FILE).exists():
+                store = self._restored()
+            else:
+                store = open_store(self.directory, self.cluster)
         except DamagedError as error:
             log.warning("storage.rebuilding", reason=str(error))
             (self.directory / DATA_FILE).unlink(missing_ok=True)
             self.rebuilds += 1
-            store = open_store(self.directory, self.cluster)
+            store = self._restored()
         store.reader_check()
         return store
+
+    def _restored(self) -> Store:
+        """From the newest snapshot; an empty one if there is none, or nobody says."""
+        found = False
+        if self.config.objects and self.attempt < 2:
+            try:
+                found = restore(self.config.objects, self.cluster, self.config.number, self.directory)
+            except AustralisError as error:
+                log.error("storage.no_restore", error=str(error))
+        return open_store(self.directory, self.cluster, restored=found)
+
+    def _snapshot_keeper(self) -> SnapshotKeeper:
+        config = self.config
+
+        def rank() -> int:
+            names = self.map.replicas.get(config.number, ())
+            return names.index(config.name) if config.name in names else len(names)
+
+        return SnapshotKeeper(
+            config.objects,
+            self.cluster,
+            config.number,
+            rank,
+            Path(config.data) / "snapshot",
+            every=config.snapshot_seconds,
+            every_records=SNAPSHOT_RECORDS,
+        )
+
+    def placed(self) -> list[tuple[bytes, bytes]]:
+        """What its shard answers for."""
+        return self.map.placed(self.config.number)
+
+    @property
+    def records_applied(self) -> int:
+        """Since it was started."""
+        return self.records
 
     async def start(self) -> None:
         """Follow and serve. Raises OSError, AddressError."""
@@ -195,6 +244,7 @@ class ShardService:
         self._link.start()
         self._tasks = [
             asyncio.create_task(self._run(self.keeper.run())),
+            *([asyncio.create_task(self._run(self.snapshots.run(self)))] if self.snapshots is not None else []),
             asyncio.create_task(self._run(self._apply_all())),
             asyncio.create_task(self._run(self._collect())),
             asyncio.create_task(self._run(self._report())),
@@ -223,6 +273,18 @@ class ShardService:
         """Everything at or below this time was applied, and maybe more."""
         return max(self.applied, self.store.applied)
 
+    def gone(self) -> None:
+        """The journals do not reach back to where this store is."""
+        others = len(self.map.replicas.get(self.config.number, ())) > 1
+        snapshot = bool(self.config.objects) and self.attempt == 0
+        self.start_over = snapshot or (others and self.attempt < 2)
+        what = "restore a snapshot"
+        if self.start_over:
+            what = "the newest snapshot replaces it" if snapshot else "another replica will fill it"
+        self.fail(
+            StorageError(f"the journals do not reach back to {self.store.applied}, where this replica is: {what}")
+        )
+
     async def _run(self, work: object) -> None:
         """A task whose failure is the service's."""
         try:
@@ -245,6 +307,8 @@ class ShardService:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.snapshots is not None:
+            await self.snapshots.close()
         await self._link.close()
         if self._control is not None:
             await self._control.close()
@@ -364,7 +428,8 @@ class ShardService:
             part, records = (records, []) if cut is None else (records[:cut], records[cut:])
             noted = garbage.note(part)
             batch = [(record.tau, record.body) for record in part]
-            self._persist(functools.partial(self.store.apply, batch, positions if not records else None, noted))
+            at = positions if positions and not records else None  # b"" would take the store's away
+            self._persist(functools.partial(self.store.apply, batch, at, noted))
             if not records:
                 return
 
@@ -509,11 +574,19 @@ class ShardService:
         while True:
             await asyncio.sleep(REPORT_SECONDS)
             self._give_up()
-            self._link.send(ShardApplied(self.applied, b""))
+            self._link.send(ShardApplied(self.applied, self.snapshots.kept if self.snapshots is not None else b""))
+            if self._secured() != self.ranges.list and self.snapshots is not None:
+                self.snapshots.look_soon()
             if self._control is not None:
                 self._control.send(await self._loop.run_in_executor(self.executor, self._load))
             if self.store.replaced:
                 raise StorageError(f"{self.directory}: the store's file was deleted or exchanged")
+
+    def _secured(self) -> list[tuple[bytes, bytes]]:
+        """What may be called held (shard_keeper.py)."""
+        if self.snapshots is None:
+            return self.ranges.list
+        return self.snapshots.secured(self.ranges, self.map.placed(self.config.number))
 
     def _load(self) -> ShardHeld:
         """For the control plane; in a thread."""
@@ -525,7 +598,7 @@ class ShardService:
             self.config.name,
             self.config.number,
             self.map.version,
-            self.ranges.list if self.state == "following" else [],
+            self._secured() if self.state == "following" else [],
             (size["file_pages"] - size["free_pages"]) * size["page_size"],
             self.gets + self.scans + self.records,
             self._samples[1],
@@ -564,6 +637,7 @@ class ShardService:
             "queued_bytes": self._queued_bytes,
             "waiting_reads": len(self._waiting),
             "garbage_relations": len(self.garbage),
+            **(self.snapshots.status() if self.snapshots is not None else {}),
             "gets": self.gets,
             "scans": self.scans,
             "store_bytes": size["file_pages"] * size["page_size"],
@@ -610,13 +684,7 @@ class _Feed:
                     )
                 )
             else:
-                service.start_over = len(service.map.replicas.get(service.config.number, ())) > 1
-                service.fail(
-                    StorageError(
-                        f"the journals do not reach back to {service.store.applied}, where this replica is: "
-                        + ("another replica will fill it" if service.start_over else "restore a snapshot")
-                    )
-                )
+                service.gone()
         else:
             connection.refusal = message.message
 
@@ -757,19 +825,19 @@ class _Control:
 
 async def serve(config: RoleConfig, stop: asyncio.Event) -> None:
     """Run a replica until `stop` is set; raises what it failed of."""
-    from_now = False
-    while not await _serve(config, stop, from_now):
-        from_now = True
+    attempt = 0
+    while not await _serve(config, stop, attempt):
+        attempt += 1
         store = Path(config.data) / "storage"
         log.warning("storage.starting_over", directory=str(store))
         (store / DATA_FILE).unlink(missing_ok=True)
 
 
-async def _serve(config: RoleConfig, stop: asyncio.Event, from_now: bool) -> bool:
+async def _serve(config: RoleConfig, stop: asyncio.Event, attempt: int) -> bool:
     """True: it was stopped; False: it has to start over, with an empty store."""
     from australis.process import announce
 
-    service = ShardService(config, from_now=from_now)
+    service = ShardService(config, attempt=attempt)
     over = asyncio.Event()
     service.failed.add_done_callback(lambda _: over.set())
     await service.start()

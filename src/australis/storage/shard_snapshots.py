@@ -45,6 +45,7 @@ from australis.objects import (
     Stored,
     checksum,
 )
+from australis.storage.holdings import HELD, unpack_ranges
 from australis.storage.store import DATA_FILE, Store, open_store
 
 FORMAT = 2
@@ -121,6 +122,8 @@ class ShardSnapshot:
     stored: int
     """Bytes of the copy, and of its parts."""
     previous: str
+    created: float
+    """Seconds since the epoch, by the clock of who made it."""
     _manifest: _Manifest = field(repr=False)
 
     def covers(self, ranges: Sequence[KeyRange]) -> bool:
@@ -241,13 +244,14 @@ class ShardSnapshots:
         self,
         store: Store,
         working: Path,
-        ranges: Sequence[KeyRange],
+        ranges: Sequence[KeyRange] | None,
         level: int,
         acknowledged: Callable[[int, bytes], bool] = lambda tau, positions: True,
     ) -> ShardSnapshot | None:
         """Write one and delete what is not needed any more; None if it must not count.
 
-        `working`: a directory of our own, emptied first, for the copy. `acknowledged(tau, positions)` waits until
+        `ranges` None: those that the store says it holds (holdings.py). `working`: a directory of our own for the copy,
+        emptied first. `acknowledged(tau, positions)` waits until
         everything in the copy is known to be in the journals. Raises StoreError, ObjectError, StorageError, OSError;
         what was written is then removed, as far as the store of objects lets us.
         """
@@ -258,7 +262,9 @@ class ShardSnapshots:
         try:
             file = working / DATA_FILE
             store.copy(str(file))
-            tau, positions = _state_of(working, self._cluster)
+            tau, positions, held = _state_of(working, self._cluster)
+            if ranges is None:
+                ranges = held
             if not acknowledged(tau, positions):
                 return None
             previous = self._find().snapshots
@@ -516,15 +522,16 @@ def _snapshot(manifest: _Manifest) -> ShardSnapshot:
         manifest.size,
         sum(part.size for part in manifest.parts),
         manifest.previous,
+        manifest.created,
         manifest,
     )
 
 
-def _state_of(directory: Path, cluster: bytes) -> tuple[int, bytes]:
-    """Applied time and journal positions of a copy; leaves nothing but the copy behind."""
+def _state_of(directory: Path, cluster: bytes) -> tuple[int, bytes, list[KeyRange]]:
+    """Applied time, journal positions and ranges of a copy; leaves nothing but the copy behind."""
     copy = NativeStore(str(directory), cluster, read_only=True)
     try:
-        return copy.applied, copy.meta("position") or b""
+        return copy.applied, copy.meta("position") or b"", unpack_ranges(copy.meta(HELD) or b"")
     finally:
         copy.close()
         for name in os.listdir(directory):
