@@ -179,17 +179,20 @@ class ShardService:
     # ------------------------------------------------------------------------------------------------ life cycle
 
     def _open(self) -> Store:
-        """Open the store, or make it again (S2)."""
+        """Open the store, or make it again (S2). Raises StorageError: it is another cluster's, or cannot be opened."""
         try:
-            if not (self.directory / DATA_FILE).exists():
+            try:
+                if not (self.directory / DATA_FILE).exists():
+                    store = self._restored()
+                else:
+                    store = open_store(self.directory, self.cluster)
+            except DamagedError as error:
+                log.warning("storage.rebuilding", reason=str(error))
+                (self.directory / DATA_FILE).unlink(missing_ok=True)
+                self.rebuilds += 1
                 store = self._restored()
-            else:
-                store = open_store(self.directory, self.cluster)
-        except DamagedError as error:
-            log.warning("storage.rebuilding", reason=str(error))
-            (self.directory / DATA_FILE).unlink(missing_ok=True)
-            self.rebuilds += 1
-            store = self._restored()
+        except StoreError as error:
+            raise StorageError(str(error)) from error
         store.reader_check()
         return store
 
