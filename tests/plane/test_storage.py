@@ -17,6 +17,7 @@ from australis.control_plane.topology import Peers, RoleConfig
 from australis.crossbar import process as crossbar
 from australis.crossbar.hub import unpack_positions
 from australis.crossbar.process import CrossbarService
+from australis.files import write_atomically
 from australis.protocol.messages import Get, Outcome, ReadStatus, Scan
 from australis.storage.shard_process import ShardService
 from australis.transport import Link
@@ -394,14 +395,13 @@ def test_a_crossbar_without_space_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     async def body() -> None:
         loop = asyncio.get_running_loop()
         tried, noted = asyncio.Event(), asyncio.Event()
-        write_positions = crossbar.write_atomically
         full = True
 
         def disk(file: Path, content: bytes) -> None:
             if full:
                 loop.call_soon_threadsafe(tried.set)
                 raise OSError(errno.ENOSPC, "No space left on device")
-            write_positions(file, content)
+            write_atomically(file, content)
             loop.call_soon_threadsafe(noted.set)
 
         monkeypatch.setattr(crossbar, "write_atomically", disk)
