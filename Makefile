@@ -71,6 +71,9 @@ clean:
 
 .venv/tested: $(BUILT) | .venv/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@$(BIN)/python -c 'import moto' 2>/dev/null || \
+		$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,test-s3]' || \
+		echo "no local S3 server (moto): tests of S3 are skipped" >&2
 	@touch .venv/installed $@
 
 .venv/benched: $(BUILT) | .venv/bin/python

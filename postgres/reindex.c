@@ -216,6 +216,9 @@ au_reindex_each(ReindexStmt *stmt, bool top_level, void (*run) (Node *, void *),
 		one = statement_of(index, params, concurrent);
 		if (one != NULL)
 			run((Node *) one, arg);
+		/* the portal has forgotten its snapshot with its first transaction, and pops none */
+		if (ActiveSnapshotSet())
+			PopActiveSnapshot();
 	}
 	MemoryContextSwitchTo(caller);
 	MemoryContextDelete(context);

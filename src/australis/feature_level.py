@@ -14,7 +14,7 @@ was not asked has seen the record. All of it is pure; the record and the announc
 (control_plane/coordination.py), where a change needs the revision that it was made from. If that is away, nobody
 starts and nothing is raised; who runs goes on.
 
-What carries the level, and what changes with it: docs/formats.md, section 11.
+What carries the level, and what changes with it: docs/formats.md, section 12.
 """
 
 from __future__ import annotations

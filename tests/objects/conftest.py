@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from australis.objects import ObjectStore, open_objects
 from tests.objects.faulty import FaultyProxy
@@ -21,11 +20,12 @@ REGION = "eu-central-1"
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[tuple[str, int]]:
     """Host and port."""
+    moto = pytest.importorskip("moto.server", reason="no local S3 server: pip install australis[test-s3]")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
     before = {name: os.environ.get(name) for name in keys}
     os.environ.update(keys)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:
         yield server.get_host_and_port()

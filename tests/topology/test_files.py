@@ -45,6 +45,11 @@ MISTAKES = [
     ("nats = 3\n[journal]\nreplicas = 5", "journal.replicas: 5 replicas need as many servers, nats = 3"),
     ('nats = 1\n[journal]\nservers = ["nats://a:b@h:1"]\nsystem = "s:p"', "nats: 1 servers of the cluster's own"),
     ('[journal]\nservers = ["nats://a:b@h:1"]', "journal.system: missing: servers and the user of their system"),
+    (
+        'objects = "ftp://host/path"',
+        "objects: 'ftp://host/path': an object store is file:///path or s3://bucket/prefix",
+    ),
+    ('objects = "s3://me:secret@bucket"', "objects: s3://bucket: credentials do not belong into the URL"),
     ('[journal]\nservers = ["http://h"]\nsystem = "s:p"', "journal.servers: expected nats://user:password@host:port"),
     ('nats = 1\n[journal]\nprefix = "a.b"', "journal.prefix: expected letters, digits, - and _"),
     ("[pool]\nmin = 3\nmax = 2", "pool: min = 3 is more than max = 2"),

@@ -23,6 +23,7 @@ import msgspec
 from australis.config import ConfigError, Megabytes, Pool, Port, pool_mistake
 from australis.keyspace import KEYSPACE_END, RELATION_BYTES
 from australis.limits import Profile
+from australis.objects.url import url_mistake
 from australis.partition_map import PartitionMap, Range, Shard
 from australis.role_config import (
     ROLES as ROLES,
@@ -189,6 +190,8 @@ def _topology_mistakes(topology: TopologyFile) -> Iterator[tuple[str, str]]:
             yield "listen", f"expected hosts, got {host!a}"
     if topology.port is not None and topology.port + topology.routers - 1 > 65535:
         yield "port", f"{topology.routers} routers need ports up to {topology.port + topology.routers - 1}"
+    if topology.objects and (mistake := url_mistake(topology.objects)):
+        yield "objects", mistake
     for key, value in (("retention", topology.retention), ("clock.max_error", topology.clock.max_error)):
         if value is not None and not math.isfinite(value):
             yield key, f"expected a number of seconds, got {value}"

@@ -9,6 +9,7 @@ AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN) or from the machine's role.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -23,6 +24,11 @@ def open_objects(url: str) -> ObjectStore:
 
     An S3 bucket is not contacted: the first call says what is wrong with it.
     """
+    return check_url(url)()
+
+
+def check_url(url: str) -> Callable[[], ObjectStore]:
+    """Return what opens it; InvalidObjectUrlError for a wrong URL. Nothing is contacted or made."""
     try:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
@@ -33,15 +39,28 @@ def open_objects(url: str) -> ObjectStore:
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/") or options or parts.fragment:
             raise InvalidObjectUrlError(f"{url!r}: a directory is file:///absolute/path")
-        from australis.objects.directory import DirectoryStore
-
-        return DirectoryStore(Path(unquote(parts.path)))
+        return lambda: _directory(Path(unquote(parts.path)))
     if parts.scheme == "s3":
         return _s3(url, parts.netloc, parts.path, options)
     raise InvalidObjectUrlError(f"{_shown(url)!r}: an object store is file:///path or s3://bucket/prefix")
 
 
-def _s3(url: str, bucket: str, path: str, options: dict[str, str]) -> ObjectStore:
+def url_mistake(url: str) -> str:
+    """What is wrong with a URL, in one line; "" for nothing."""
+    try:
+        check_url(url)
+    except InvalidObjectUrlError as error:
+        return str(error)
+    return ""
+
+
+def _directory(path: Path) -> ObjectStore:
+    from australis.objects.directory import DirectoryStore
+
+    return DirectoryStore(path)
+
+
+def _s3(url: str, bucket: str, path: str, options: dict[str, str]) -> Callable[[], ObjectStore]:
     shown = _shown(url)
     if not bucket:
         raise InvalidObjectUrlError(f"{shown}: an S3 store is s3://bucket/prefix?endpoint=...&region=...")
@@ -69,7 +88,7 @@ def _s3(url: str, bucket: str, path: str, options: dict[str, str]) -> ObjectStor
         if error.name != "obstore":
             raise
         raise InvalidObjectUrlError(f"{shown}: S3 needs the extra: pip install 'australis[s3]'") from None
-    return S3ObjectStore(bucket, prefix, endpoint, options.get("region"), seconds)
+    return lambda: S3ObjectStore(bucket, prefix, endpoint, options.get("region"), seconds)
 
 
 def _shown(url: str) -> str:
