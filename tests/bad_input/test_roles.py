@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def greeting(config: RoleConfig) -> bytes:
     return frame(encode(Identity(bytes.fromhex(config.cluster), "status", "status").greeting()))
 
 
-BAD = {
+BAD: dict[str, tuple[Callable[[RoleConfig], bytes], str, str]] = {
     "an oversized greeting": (lambda _: b"\xff\xff\xff\xff", "08P01", "the limit is"),
     "garbage": (lambda _: frame(b"\xc1garbage"), "08P01", "not a message"),
     "another protocol version": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import shutil
 import time
@@ -16,6 +17,7 @@ from australis.control_plane.topology import Peers, RoleConfig
 from australis.crossbar import process as crossbar
 from australis.crossbar.hub import unpack_positions
 from australis.crossbar.process import CrossbarService
+from australis.files import write_atomically
 from australis.protocol.messages import Get, Outcome, ReadStatus, Scan
 from australis.storage.shard_process import ShardService
 from australis.transport import Link
@@ -382,6 +384,37 @@ def test_journals_that_begin_are_followed_once_their_address_is_known(tmp_path: 
         await plane.check(time.time_ns())
         while hub.subscribers and not all(subscriber.live for subscriber in hub.subscribers):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+        await plane.stop()
+
+    run(body)
+
+
+def test_a_crossbar_without_space_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its positions are a hint; they are written again when there is space."""
+
+    async def body() -> None:
+        loop = asyncio.get_running_loop()
+        tried, noted = asyncio.Event(), asyncio.Event()
+        full = True
+
+        def disk(file: Path, content: bytes) -> None:
+            if full:
+                loop.call_soon_threadsafe(tried.set)
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write_atomically(file, content)
+            loop.call_soon_threadsafe(noted.set)
+
+        monkeypatch.setattr(crossbar, "write_atomically", disk)
+        plane = Plane(tmp_path, adjudicators=1, shards=1)
+        await plane.start()
+        await plane.commit([key(0, 1)])
+        await tried.wait()
+        await plane.commit([key(0, 2)])
+        await plane.check(time.time_ns())
+        full = False
+        await plane.commit([key(0, 3)])
+        await noted.wait()
+        assert unpack_positions((tmp_path / "crossbar" / "positions").read_bytes())[1][0].sequence > 0
         await plane.stop()
 
     run(body)

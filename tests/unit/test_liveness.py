@@ -15,7 +15,8 @@ class Child:
     """A child that is looked at every LOOK_SECONDS; `machine` says how much of that it waited for a processor."""
 
     def __init__(self, limit: float = 3.0, *, asked: bool = True) -> None:
-        self.silence = Silence(limit, asked=asked)
+        self.silence = Silence(limit)
+        self.asked = asked
         self.now = 100.0
         self.delayed = 0.0
         self.pid = 7
@@ -31,7 +32,10 @@ class Child:
         return 0.0
 
     def settle(self) -> None:
+        """It is seen, and asked."""
         self.look(LOOK_SECONDS)
+        if self.asked:
+            self.silence.question()
 
 
 def test_a_silent_child_is_found_and_one_that_answers_is_not() -> None:
@@ -40,8 +44,10 @@ def test_a_silent_child_is_found_and_one_that_answers_is_not() -> None:
     assert 3.0 <= child.look(10) <= 3.5
     child = Child()
     for _ in range(20):
-        child.silence.heard()
+        child.silence.question()
         assert child.look(2.5) == 0
+        child.silence.heard()
+        assert child.look(10) == 0  # nobody asks
 
 
 def test_a_child_that_waits_for_a_processor_is_not_silent() -> None:

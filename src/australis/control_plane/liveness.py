@@ -4,7 +4,7 @@ A child that has said that it serves is asked for its status once a second over 
 included, comes from its event loop and counts. Roles that do not speak our protocol (routers, NATS servers) are only
 looked at: is the process stopped (state T of proc(5); a debugger's is t, and is left alone)?
 
-What must hold: nobody is killed for the machine being busy. What counts as silence is the time since the last answer
+What must hold: nobody is killed for the machine being busy. What counts as silence is the time since a question
 less what the child's main thread spent waiting for a processor (proc's schedstat) and less what this process itself was
 late; there must have been several looks; and whoever was killed gets twice as long next time, up to eight times, until
 it has lived for long. A child that is starting, stopping or being restarted is not judged: reading a long journal takes
@@ -62,26 +62,32 @@ def look_at(pid: int) -> Look | None:
 class Silence:
     """Decides about one child. Pure: looks, answers and times in."""
 
-    def __init__(self, limit: float, *, asked: bool) -> None:
-        """`limit`: seconds of silence; `asked`: does it get questions, or is it only looked at?"""
-        self._limit, self._asked = limit, asked
+    def __init__(self, limit: float) -> None:
+        """`limit`: seconds of silence."""
+        self._limit = limit
         self._pid = 0
         self._since = self._began = 0.0
         self._delayed = self._late = 0.0
         self._looks = self._answers = 0
+        self._outstanding = False
         self.factor = 1
+
+    def question(self) -> None:
+        """It is asked now. Silence begins with a question: in between nobody expects a word."""
+        self._outstanding = True
 
     def heard(self) -> None:
         """It has answered."""
         self._answers += 1
+        self._outstanding = False
 
     def too_long(self, look: Look, now: float, late: float) -> float:
         """Seconds of silence if that is too much, else 0. `late`: how much later than planned this look comes."""
         if look.pid != self._pid:
-            self._pid, self._began, self._answers = look.pid, now, 1
+            self._pid, self._began, self._answers, self._outstanding = look.pid, now, 1, False
         elif now - self._began >= STABLE_AFTER:
             self.factor = 1
-        if self._answers or not (self._asked or look.stopped):
+        if self._answers or not (self._outstanding or look.stopped):
             self._since, self._delayed, self._late = now, look.delayed, 0.0
             self._looks = self._answers = 0
             return 0.0
@@ -103,7 +109,7 @@ class Watcher:
     ) -> None:
         """`listen`: where it answers (Address text), "" for a role that is only looked at."""
         self._service, self._listen, self._identity = service, listen, identity
-        self._silence = Silence(limit, asked=bool(listen()))
+        self._silence = Silence(limit)
 
     async def watch(self) -> None:
         """Returns only by cancellation."""
@@ -146,11 +152,13 @@ class Watcher:
             await asyncio.sleep(ASK_SECONDS)
 
     async def _converse(self, pid: int) -> None:
+        self._silence.question()
         try:
             async with Asker.open(Address.parse(self._listen()), self._identity()) as asker:
                 self._silence.heard()
                 serves = asker.connection.generation > 0 or not self._service.name.startswith("adjudicator")
                 while serves and self._service.judged_pid == pid:  # a candidate greets, and no more
+                    self._silence.question()
                     await asker.ask(Status())
                     self._silence.heard()
                     await asyncio.sleep(ASK_SECONDS)

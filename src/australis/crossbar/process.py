@@ -127,7 +127,7 @@ class CrossbarService:
         self.clients: set[_Client] = set()
         self._server: Server | None = None
         self._control: Link | None = None
-        self._pumping = False
+        self._pumping = self._unnoted = False
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._started = time.monotonic()
@@ -209,8 +209,16 @@ class CrossbarService:
             self.fail(_lost(journal, position, " and ".join(witnesses)))
 
     async def _note_positions(self) -> None:
+        """They are a hint: without space the old ones stay, and a restart reads more."""
         content = pack_positions(self.hub.watermark, self.hub.follower.taken)
-        await self._loop.run_in_executor(None, write_atomically, self.config.data / "positions", content)
+        try:
+            await self._loop.run_in_executor(None, write_atomically, self.config.data / "positions", content)
+        except OSError as error:
+            if not self._unnoted:
+                log.error("crossbar.positions_not_written", cause=str(error))
+            self._unnoted = True
+        else:
+            self._unnoted = False
 
     async def _remember(self) -> None:
         noted = self.hub.watermark
