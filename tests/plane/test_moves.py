@@ -281,3 +281,24 @@ def test_an_older_map_makes_nobody_leave_anything(tmp_path: Path) -> None:
         await plane.stop()
 
     run(body)
+
+
+def test_a_range_that_comes_back_before_it_was_left_stays(tmp_path: Path) -> None:
+    """Whoever reports it as held under the map that brings it back must not leave it by the one before."""
+
+    async def body() -> None:
+        plane = Moving(tmp_path, shards=2)
+        await plane.start()
+        await plane.commit([key(0, 1)])
+        lo, hi = key(0, 0), key(0, 9)
+        await plane.move(lo, hi, 1)
+        await plane.left()
+        old = plane.shards["storage-1-0"]
+        gone = plane.map.arriving([Range(lo, hi, 0)]).arrived()
+        back = gone.arriving([Range(lo, hi, 1)])
+        old.holdings.map, old.map = gone, back  # it follows the one, and has just heard of the other
+        await old.keeper._leave()
+        assert old.ranges.covers(lo, hi)
+        await plane.stop()
+
+    run(body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from australis.crossbar.hub import pack_positions, unpack_positions
 from australis.journal.files import FilesJournal
 from australis.journal.record import Position
 from australis.keyspace import KEYSPACE_END
+from australis.objects import ObjectError
 from australis.partition_map import Range
 from australis.role_config import RoleConfig
 from australis.storage import shard_keeper, shard_process
 from australis.storage.shard_keeper import due, kept
 from australis.storage.shard_process import ShardService
-from australis.storage.shard_snapshots import ShardSnapshot, ShardSnapshots
+from australis.storage.shard_snapshots import ShardSnapshot, ShardSnapshots, SnapshotStoppedError
 from tests.plane.parts import key
 from tests.plane.test_moves import Moving, until
 from tests.plane.test_storage import run
@@ -57,6 +59,11 @@ class Kept(Moving):
         while not all(self.oldest(number) for number in (0, 1)):
             for _ in range(20):
                 await self.commit(self.some_keys())
+
+    async def start_shard(self, number: int, name: str) -> ShardService:
+        """As `serve` does."""
+        shard_process.prepare(self.role("storage", name, number), 0, threading.Event())
+        return await super().start_shard(number, name)
 
     async def lose(self, name: str) -> None:
         await self.shards[name].stop()
@@ -154,6 +161,63 @@ def test_a_replica_that_was_away_for_long_starts_over(tmp_path: Path) -> None:
             await serving
         finally:
             ShardService.start = original  # type: ignore[method-assign]
+        await plane.stop()
+
+    run(body)
+
+
+def test_a_crossbar_that_was_away_for_long_begins_anew(tmp_path: Path) -> None:
+    """Where it was has been trimmed: it says so and ends once, and its next start begins where the journals do."""
+
+    async def body() -> None:
+        plane = Kept(tmp_path)
+        await plane.start()
+        await plane.commit(plane.some_keys())
+        await plane.check_all(time.time_ns())
+        await plane.crossbar.stop()
+        old = (tmp_path / "crossbar" / "positions").read_bytes()
+        await plane.start_crossbar()
+        await plane.trimmed()
+        await plane.crossbar.stop()
+        (tmp_path / "crossbar" / "positions").write_bytes(old)
+        await plane.start_crossbar()
+        assert "trimmed beyond" in str(await plane.crossbar.failed)
+        await plane.crossbar.stop()
+        await plane.start_crossbar()
+        tau = await plane.commit(plane.some_keys())
+        await plane.check_all(tau)
+        assert not plane.crossbar.failed.done()
+        await plane.stop()
+
+    run(body)
+
+
+def test_a_stale_store_stays_until_a_snapshot_has_replaced_it(tmp_path: Path) -> None:
+    async def body() -> None:
+        plane = Kept(tmp_path)
+        await plane.start()
+        await plane.commit([key(0, 1)])
+        await plane.trimmed()
+        await plane.shards["storage-0-0"].stop()
+        config = plane.role("storage", "storage-0-0", 0)
+        file = tmp_path / "storage-0-0" / "storage" / "data.mdb"
+        before = file.read_bytes()
+        away = msgspec.structs.replace(config, objects=f"file://{tmp_path}/crossbar/positions/none")
+        with pytest.raises(ObjectError):
+            shard_process.prepare(away, 1, threading.Event())
+        assert file.read_bytes() == before
+        ended = threading.Event()
+        ended.set()
+        with pytest.raises(SnapshotStoppedError):
+            shard_process.prepare(config, 1, ended)
+        assert file.read_bytes() == before
+        # a damaged one goes, with or without an object store that answers
+        for objects, restored in ((away.objects, False), (config.objects, True)):
+            file.write_bytes(b"no store")
+            shard_process.prepare(msgspec.structs.replace(config, objects=objects), 0, threading.Event())
+            assert file.exists() == restored
+        plane.shards["storage-0-0"] = await plane.start_shard(0, "storage-0-0")
+        await plane.check_all(time.time_ns())
         await plane.stop()
 
     run(body)

@@ -130,6 +130,7 @@ class CrossbarService:
         self._pumping = self._unnoted = False
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self.forget = False  # the positions that were noted
         self._started = time.monotonic()
         self.records = 0
 
@@ -210,6 +211,9 @@ class CrossbarService:
 
     async def _note_positions(self) -> None:
         """They are a hint: without space the old ones stay, and a restart reads more."""
+        if self.forget:
+            (self.config.data / "positions").unlink(missing_ok=True)
+            return
         content = pack_positions(self.hub.watermark, self.hub.follower.taken)
         try:
             await self._loop.run_in_executor(None, write_atomically, self.config.data / "positions", content)
@@ -435,6 +439,7 @@ class _Tail:
             self._follower.begin_at(self.journal, Position(start.sequence, start.record_generation, start.hash))
             self.connected(connection)
         else:
+            self._service.forget = True  # what it noted is too old: it begins anew, where the journals do
             self._failed(
                 JournalError(f"journal {self.journal} was trimmed beyond record {position.sequence}, which is next")
             )

@@ -177,19 +177,24 @@ class RangeKeeper:
 
     async def _leave(self) -> None:
         replica, holdings = self._replica, self._replica.holdings
-        assert holdings.map is not None, "a map is followed"
-        extra = without(holdings.held.list, holdings.map.wanted(replica.config.number))
-        if extra:
-            # readers are refused from now on, so nobody misses what is erased
-            narrowed = KeyRanges(without(holdings.held.list, extra))
-            async with replica.writing:
-                holdings.held = narrowed
+        async with replica.writing:
+            # By the newest map too, and without a pause until readers are refused: a range that is to come back was
+            # reported as held by that map.
+            extra = without(holdings.held.list, [*self._wanted(), *replica.map.wanted(replica.config.number)])
+            if extra:
+                holdings.held = KeyRanges(without(holdings.held.list, extra))
                 await replica.write(functools.partial(holdings.leave, extra))
+        if extra:
             log.info("storage.left", ranges=len(extra))
             replica.subscribe_again()
         while holdings.leaving.list:
             async with replica.writing:
                 await replica.write(functools.partial(holdings.erase, ERASE_ENTRIES))
+
+    def _wanted(self) -> list[tuple[bytes, bytes]]:
+        followed = self._replica.holdings.map
+        assert followed is not None, "a map is followed"
+        return followed.wanted(self._replica.config.number)
 
     async def _take(self) -> bool:
         """True: all that is wanted is held."""

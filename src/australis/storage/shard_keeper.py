@@ -229,12 +229,12 @@ class SnapshotKeeper:
         }
 
 
-def restore(url: str, cluster: bytes, shard: int, directory: Path) -> bool:
-    """Put the newest whole snapshot of the shard into an empty `directory`; False: there is none.
+def restore(url: str, cluster: bytes, shard: int, directory: Path, stop: threading.Event | None = None) -> bool:
+    """Put the newest whole snapshot of the shard into `directory`, in place of what is there; False: there is none.
 
-    Raises ObjectError if the object store does not say, StorageError.
+    Raises ObjectError if the object store does not say, StorageError, SnapshotStoppedError; nothing is changed then.
     """
-    restored = ShardSnapshots(open_objects(url), cluster, shard).restore(directory)
+    restored = ShardSnapshots(open_objects(url), cluster, shard, stop=stop).restore(directory)
     snapshot = restored.snapshot
     if snapshot is None:
         return False

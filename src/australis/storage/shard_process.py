@@ -71,6 +71,7 @@ from australis.storage.garbage import Garbage
 from australis.storage.holdings import Holdings, RangeKeeper
 from australis.storage.scans import INLINE_ROWS, answer_scan
 from australis.storage.shard_keeper import SnapshotKeeper, restore
+from australis.storage.shard_snapshots import SnapshotStoppedError
 from australis.storage.store import (
     DATA_FILE,
     DamagedError,
@@ -136,7 +137,7 @@ class ShardService:
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[Exception] = self._loop.create_future()
         self.directory = Path(config.data) / "storage"
-        self.rebuilds = 0
+        self.rebuilds = attempt
         self.store: Store = self._open()
         self.holdings = Holdings(self.store)
         if self.holdings.map is not None and self.holdings.map.version > self.map.version:
@@ -179,32 +180,13 @@ class ShardService:
     # ------------------------------------------------------------------------------------------------ life cycle
 
     def _open(self) -> Store:
-        """Open the store, or make it again (S2). Raises StorageError: it is another cluster's, or cannot be opened."""
+        """What `prepare` left (S2). Raises StorageError: it is another cluster's, or cannot be opened."""
         try:
-            try:
-                if not (self.directory / DATA_FILE).exists():
-                    store = self._restored()
-                else:
-                    store = open_store(self.directory, self.cluster)
-            except DamagedError as error:
-                log.warning("storage.rebuilding", reason=str(error))
-                (self.directory / DATA_FILE).unlink(missing_ok=True)
-                self.rebuilds += 1
-                store = self._restored()
+            store = open_store(self.directory, self.cluster)
         except StoreError as error:
             raise StorageError(str(error)) from error
         store.reader_check()
         return store
-
-    def _restored(self) -> Store:
-        """From the newest snapshot; an empty one if there is none, or nobody says."""
-        found = False
-        if self.config.objects and self.attempt < 2:
-            try:
-                found = restore(self.config.objects, self.cluster, self.config.number, self.directory)
-            except AustralisError as error:
-                log.error("storage.no_restore", error=str(error))
-        return open_store(self.directory, self.cluster, restored=found)
 
     def _snapshot_keeper(self) -> SnapshotKeeper:
         config = self.config
@@ -829,11 +811,62 @@ class _Control:
 async def serve(config: RoleConfig, stop: asyncio.Event) -> None:
     """Run a replica until `stop` is set; raises what it failed of."""
     attempt = 0
-    while not await _serve(config, stop, attempt):
+    while await _prepared(config, stop, attempt) and not await _serve(config, stop, attempt):
         attempt += 1
-        store = Path(config.data) / "storage"
-        log.warning("storage.starting_over", directory=str(store))
-        (store / DATA_FILE).unlink(missing_ok=True)
+        log.warning("storage.starting_over", name=config.name, attempt=attempt)
+
+
+async def _prepared(config: RoleConfig, stop: asyncio.Event, attempt: int) -> bool:
+    """Have a store to open in its directory; False: it was stopped meanwhile. In a thread, as this may take long."""
+    ended = threading.Event()
+    work = asyncio.create_task(asyncio.to_thread(prepare, config, attempt, ended))
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
+        ended.set()
+        await work
+    except SnapshotStoppedError:
+        return False
+    finally:
+        stopped.cancel()
+    return not stop.is_set()
+
+
+def prepare(config: RoleConfig, attempt: int, ended: threading.Event) -> None:
+    """Leave a store or none in the directory: a whole one, the newest snapshot, or (attempt 2) one that others fill.
+
+    `attempt` 1: the journals do not reach back to the store that is there; it stays until a snapshot has replaced it.
+    Raises ObjectError then, StorageError; SnapshotStoppedError once `ended` is set.
+    """
+    directory = Path(config.data) / "storage"
+    file = directory / DATA_FILE
+    if attempt == 0 and file.exists():
+        try:
+            open_store(directory, config.cluster_id).close()
+        except DamagedError as error:
+            log.warning("storage.rebuilding", reason=str(error))
+            file.unlink(missing_ok=True)
+        except StoreError as error:
+            raise StorageError(str(error)) from error
+        else:
+            return
+    found = False
+    if config.objects and attempt < 2:
+        try:
+            found = restore(config.objects, config.cluster_id, config.number, directory, ended)
+        except SnapshotStoppedError:
+            raise
+        except AustralisError as error:
+            if attempt:
+                raise
+            # nothing is lost: the journals say if they do not reach back
+            log.error("storage.no_restore", error=str(error))
+    if found:
+        store = open_store(directory, config.cluster_id, restored=True)
+        store.sync(True)
+        store.close()
+    else:
+        file.unlink(missing_ok=True)
 
 
 async def _serve(config: RoleConfig, stop: asyncio.Event, attempt: int) -> bool:
