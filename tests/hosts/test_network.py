@@ -175,7 +175,10 @@ def namespaces() -> list[str]:
 def test_nothing_is_left(network: Network) -> None:
     with Network(2) as other:
         assert len([n for n in namespaces() if n.startswith(other.hosts[0].name[:-2])]) == 3
-        process = other.hosts[0].start(["sleep", "600"])
+        process = other.hosts[0].start(["sh", "-c", "echo there; exec sleep 600"], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        with process.stdout as said:
+            assert said.readline().strip() in ("there", b"there")  # before, it is on its way
         assert process.pid in other.hosts[0].processes()
     assert process.wait() == -9
     assert not [n for n in namespaces() if n.startswith(other.hosts[0].name[:-2])]
