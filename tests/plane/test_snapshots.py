@@ -77,6 +77,7 @@ def test_after_a_loss_of_everything_that_storage_had(tmp_path: Path) -> None:
         for _ in range(40):
             await plane.commit(plane.some_keys())
         await plane.trimmed()
+        assert plane.crossbar.status()["trim_waits_for"] == ""
         for name in sorted(plane.shards):
             await plane.lose(name)
         await plane.commit(plane.some_keys())
@@ -231,6 +232,7 @@ def test_without_an_object_store_that_works_nothing_is_trimmed(tmp_path: Path) -
         for _ in range(30):
             await plane.commit(plane.some_keys())
         await until(lambda: all(shard.status()["snapshot_error"] != "" for shard in plane.shards.values()))
+        await until(lambda: plane.crossbar.status()["trim_waits_for"] == "0,1")
         assert [plane.oldest(number) for number in (0, 1)] == [0, 0]
         await plane.check_all(time.time_ns())
         await plane.lose("storage-0-0")

@@ -346,6 +346,10 @@ class Hub:
         if message.kept:
             self._kept[name] = unpack_positions(message.kept)[1]
 
+    def unsaid(self, shards: list[list[str]]) -> list[int]:
+        """Which of these shards have not said yet what they need: nothing is forgotten before they do."""
+        return [at for at, replicas in enumerate(shards) if not any(name in self._kept for name in replicas)]
+
     def trims(self, shards: list[list[str]]) -> dict[int, int]:
         """Up to which sequence each journal may be forgotten, if every shard has said so; `shards`: their replicas.
 

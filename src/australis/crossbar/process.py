@@ -71,6 +71,9 @@ from australis.transport import Address, Connection, Identity, Link, Server, lis
 
 POSITIONS_SECONDS = 1.0
 TRIM_SECONDS = 5.0
+TRIM_ALARM_SECONDS = 1800.0
+"""How long a shard may have no snapshots before it is said, and how often it is said again."""
+
 KEEP_ALIVE_SECONDS = 0.25
 SEND_BYTES = 256 << 10
 
@@ -130,6 +133,7 @@ class CrossbarService:
         self._pumping = self._unnoted = False
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self.trim_waits_for: list[int] = []
         self.forget = False  # the positions that were noted
         self._started = time.monotonic()
         self.records = 0
@@ -242,11 +246,17 @@ class CrossbarService:
     async def _trim(self) -> None:
         """Tell adjudicators what no replica needs any more."""
         told: dict[int, int] = {}
+        alarmed = time.monotonic()
         while True:
             await asyncio.sleep(TRIM_SECONDS)
             # a shard without ranges has nothing that a journal could be needed for
             holding = {item.owner for item in (*self.map.placement, *self.map.incoming)}
-            shards = [shard.replicas for shard in self.map.shards if shard.id in holding]
+            held = [shard for shard in self.map.shards if shard.id in holding]
+            shards = [shard.replicas for shard in held]
+            self.trim_waits_for = [held[at].id for at in self.hub.unsaid(shards)]
+            if self.trim_waits_for and time.monotonic() - alarmed >= TRIM_ALARM_SECONDS:
+                alarmed = time.monotonic()
+                log.warning("crossbar.journals_grow", shards_without_snapshots=self.trim_waits_for)
             for journal, sequence in self.hub.trims(shards).items():
                 tail = self.tails.get(journal)
                 if sequence > told.get(journal, 0) and tail is not None and tail.send(Trim(sequence)):
@@ -327,6 +337,7 @@ class CrossbarService:
             "lag": max(0, time.time_ns() - hub.watermark) / 1e9,
             "journals": len(follower.journals),
             "subscribers": len(hub.subscribers),
+            "trim_waits_for": ",".join(map(str, self.trim_waits_for)),
             "refused_replicas": len(hub.diverged_replicas),
             "catching_up": sum(not subscriber.live for subscriber in hub.subscribers),
             "records": self.records,
