@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from australis.adjudicator import process
 from australis.errors import FencedError, JournalError
-from australis.protocol.messages import Drop, Ingest, MoveRange, Outcome, Resolve
+from australis.protocol.messages import Drop, FeedStatus, Ingest, MoveRange, Outcome, Resolve, Subscribe
 from tests.plane.parts import Asker, configs, key, partition, start, write
 
 
 def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(body(), 60))
+
+
+def test_a_deposed_owner_raises_no_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crossbar that has followed the next candidate may come back to the old one before that knows."""
+
+    async def body() -> None:
+        (config,) = configs(tmp_path, 1)
+        service = await start(config)
+        assert service.node is not None
+        newer = Subscribe(1, service.node.generation + 1, b"h" * 16, 0)
+        assert service.feed_start(newer)[0].status == FeedStatus.DIVERGED  # of one without other candidates
+        service.config = replace(config, candidates=True)
+        with pytest.raises(JournalError, match="has read of generation"):
+            service.feed_start(newer)
+        monkeypatch.setattr(process, "DEPOSED_SECONDS", 0.0)
+        assert service.feed_start(newer)[0].status == FeedStatus.DIVERGED  # it would know by now
+        service.config = config
+        await service.stop()
+
+    run(body)
 
 
 def test_commits_of_one_and_of_two_owners(tmp_path: Path) -> None:

@@ -88,6 +88,9 @@ from australis.role_config import RoleConfig, identity_of
 from australis.traces import NoTraces
 from australis.transport import Address, Connection, Identity, Link, Server, listen
 
+DEPOSED_SECONDS = 30.0
+"""Within that time an adjudicator has noticed that another candidate serves."""
+
 MAX_PENDING = 20_000
 """Records that may be undurable at once."""
 
@@ -177,6 +180,7 @@ class AdjudicatorService:
         self._links: dict[int, Link] = {}
         self._control: Link | None = None
         self._recent: RecentRecords
+        self._newer_since: float | None = None  # since when subscribers come who have read of a newer generation
         self._subscribers: list[_Subscriber] = []
         self._clients: set[_Client] = set()
         self._wake: asyncio.TimerHandle | None = None
@@ -562,6 +566,17 @@ class AdjudicatorService:
 
     # ------------------------------------------------------------------------------------------------------ feed
 
+    def _may_be_deposed(self) -> bool:
+        """Whoever has read of a newer generation has it of another candidate, who serves now: we just don't know yet.
+
+        But not for long: else the journal has lost its end.
+        """
+        if not self.config.candidates:
+            return False
+        if self._newer_since is None:
+            self._newer_since = time.monotonic()
+        return time.monotonic() - self._newer_since < DEPOSED_SECONDS
+
     def feed_start(self, request: Subscribe) -> tuple[FeedStart, Position]:
         """Where a crossbar goes on; in a thread."""
         assert self.node is not None, "it serves"
@@ -572,6 +587,8 @@ class AdjudicatorService:
             at = self.journal.oldest() if status == FeedStatus.GONE else position
             return FeedStart(status, generation, -1, *at, self.journal.size()[0]), position
 
+        if position.generation > generation and self._may_be_deposed():
+            raise JournalError(f"the subscriber has read of generation {position.generation}, this is {generation}")
         if position.generation > generation or position.sequence > self.journal.durable:
             return answer(FeedStatus.DIVERGED)
         try:
