@@ -593,24 +593,6 @@ failed:
 }
 
 static PyObject *
-py_absorb(StoreObject *self, PyObject *argument)
-{
-	PyObject   *path;
-	StoreStatus status = STORE_OK;
-	PyObject   *result = NULL;
-
-	if (!check_open(self) || !PyUnicode_FSConverter(argument, &path))
-		return NULL;
-	ENTER(self)
-	status = store_absorb(self->store, PyBytes_AS_STRING(path));
-	LEAVE(self)
-	result = status == STORE_OK ? Py_NewRef(Py_None) : raise_status(status);
-failed:
-	Py_DECREF(path);
-	return result;
-}
-
-static PyObject *
 py_export(StoreObject *self, PyObject *args)
 {
 	Py_buffer	lo,
@@ -1164,7 +1146,6 @@ static PyMethodDef store_methods[] = {
 	{"collect", (PyCFunction) py_collect, METH_VARARGS, NULL},
 	{"drop", (PyCFunction) py_drop, METH_VARARGS, NULL},
 	{"erase", (PyCFunction) py_erase, METH_VARARGS, NULL},
-	{"absorb", (PyCFunction) py_absorb, METH_O, NULL},
 	{"export", (PyCFunction) py_export, METH_VARARGS, NULL},
 	{"import_page", (PyCFunction) py_import, METH_VARARGS, NULL},
 	{"split", (PyCFunction) py_split, METH_VARARGS, NULL},

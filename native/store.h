@@ -309,13 +309,6 @@ extern StoreStatus store_drop(Store *store, uint64_t relid, size_t max_entries, 
 extern StoreStatus store_erase(Store *store, StoreBytes lo, StoreBytes hi, size_t max_entries, bool *done);
 
 /*
- * Take over all of another store, which nobody writes: keys, history, stats;
- * not its meta records.  Both must have applied the same tau and hold different
- * keys, else nothing is changed.
- */
-extern StoreStatus store_absorb(Store *store, const char *path);
-
-/*
  * All versions of the keys in [lo, hi) (empty: no end) that a read at or above
  * the horizon may need, as of one moment: up to about max_bytes of them, at
  * least one key; *next: where to go on, left empty when nothing is left.

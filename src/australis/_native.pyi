@@ -100,12 +100,6 @@ class Store:
         For a range that this store does not hold any more: nobody may read or apply it. History stays until collected.
         """
 
-    def absorb(self, path: str | PathLike[str]) -> None:
-        """Take over keys, history and stats of the store in directory ``path``, which nobody writes.
-
-        StoreError, and nothing is changed, unless both have applied the same τ and hold different keys.
-        """
-
     def split(self, lo: Buffer, hi: Buffer, max: int) -> list[bytes]:
         """Return at most that many (and 256) keys, ascending, that cut [lo, hi) into about equal parts.
 

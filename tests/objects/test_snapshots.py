@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from australis._native import Store
-from australis.keyspace import KEYSPACE_END
+from australis.keyspace import KEYSPACE_END, without
 from australis.objects import Entry, ObjectError, ObjectStore, Stored, UnreachableError, open_objects
 from australis.storage.shard_snapshots import (
     EVERYTHING,
@@ -22,7 +22,6 @@ from australis.storage.shard_snapshots import (
     KeyRange,
     ShardSnapshots,
     SnapshotStoppedError,
-    missing,
 )
 from tests.objects.faulty import FaultyProxy
 from tests.unit.test_native_store import CLUSTER, END, commit, scan_all, table_key
@@ -146,11 +145,11 @@ def test_not_acknowledged(shard: Shard, store: ObjectStore) -> None:
 
 def test_missing_ranges() -> None:
     a, b, c, d = b"a", b"b", b"c", b"d"
-    assert missing([(a, c)], [(b, d)]) == [(c, d)]
-    assert missing([(b, c)], [(a, d)]) == [(a, b), (c, d)]
-    assert missing([(a, b), (b, d)], [(a, d)]) == []
-    assert missing([], [(c, d), (a, b)]) == [(a, b), (c, d)]
-    assert missing([(a, d)], []) == []
+    assert without([(b, d)], [(a, c)]) == [(c, d)]
+    assert without([(a, d)], [(b, c)]) == [(a, b), (c, d)]
+    assert without([(a, d)], [(a, b), (b, d)]) == []
+    assert without([(c, d), (a, b)], []) == [(a, b), (c, d)]
+    assert without([], [(a, d)]) == []
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,24 @@ def test_a_replica_is_filled_by_the_other_one(tmp_path: Path) -> None:
     run(body)
 
 
+def test_a_source_that_is_behind_holds_nobody_up(tmp_path: Path) -> None:
+    async def body() -> None:
+        plane = Moving(tmp_path, shards=2)
+        await plane.start()
+        await plane.commit([key(0, 1), key(1, 1)])
+        source, target = plane.shards["storage-0-0"], plane.shards["storage-1-0"]
+        asked: list[int] = []
+        fresh = source.when_fresh
+        source.when_fresh = lambda tau, then: asked.append(tau)  # type: ignore[method-assign]
+        plane.publish(plane.map.arriving([Range(key(0, 0), key(0, 9), 1)]))
+        await until(lambda: bool(asked))
+        assert not target.writing.locked()
+        source.when_fresh = fresh  # type: ignore[method-assign]
+        await plane.stop()
+
+    run(body)
+
+
 def test_packed_ranges() -> None:
     for ranges in ([], NOTHING, [(b"", b"\x01"), (b"\x02" * 300, KEYSPACE_END)]):
         assert unpack_ranges(pack_ranges(ranges)) == ranges

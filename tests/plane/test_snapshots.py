@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from australis.crossbar import process as crossbar
-from australis.crossbar.hub import pack_positions, unpack_positions
 from australis.journal.files import FilesJournal
+from australis.journal.positions import pack_positions, unpack_positions
 from australis.journal.record import Position
 from australis.keyspace import KEYSPACE_END
 from australis.objects import ObjectError

@@ -15,9 +15,9 @@ import pytest
 
 from australis.control_plane.topology import Peers, RoleConfig
 from australis.crossbar import process as crossbar
-from australis.crossbar.hub import unpack_positions
 from australis.crossbar.process import CrossbarService
 from australis.files import write_atomically
+from australis.journal.positions import unpack_positions
 from australis.protocol.messages import Get, Outcome, ReadStatus, Scan
 from australis.storage.shard_process import ShardService
 from australis.transport import Link

@@ -134,6 +134,17 @@ def test_a_map_that_was_lost_comes_back_from_whoever_follows_it() -> None:
     assert keeper.map is newer and keeper.learned(newer) == [] == keeper.learned(a_map())
 
 
+def test_who_asked_for_a_move_that_a_newer_map_does_not_know_is_told() -> None:
+    mover = ShardMover(MapKeeper(a_map()), QUIET)
+    mover.move("me", MoveShard(7, b"", b"\x01", 1), SECOND)
+    newer = a_map()
+    for _ in range(3):
+        newer = newer.arriving([Range(b"", b"\x01", 1)]).arrived()
+    mover.keeper.learned(newer)
+    assert "replaced by a newer one" in answers(mover.tick(2 * SECOND))[0]
+    assert mover.tick(3 * SECOND) == []
+
+
 def test_a_topology_that_has_grown() -> None:
     current, wider = a_map(2, 1), a_map(3, 2)
     grew = grown(current, wider)

@@ -36,7 +36,7 @@ from australis.protocol.messages import (
     encode,
 )
 from australis.storage.applier import Applier, Settings
-from australis.storage.garbage import Garbage
+from australis.storage.garbage import Garbage, encoded
 from australis.storage.service import StorageService
 from australis.storage.snapshots import checksum, intact, write_snapshot
 from tests.unit.services import RELATION, entries, key, raw
@@ -362,6 +362,29 @@ def test_garbage_is_that_of_the_position(tmp_path: Path) -> None:
         assert len(Garbage(store)) == 0
         store.apply([(100, dropping.body)], None, noted)
         assert len(Garbage(store)) == 1
+
+
+def test_garbage_goes_with_the_keys_that_another_store_takes_over(tmp_path: Path) -> None:
+    """What is dropped but not deleted there, and chunks that nobody has published, are the taker's to delete."""
+    txid = os.urandom(16)
+    with Store(tmp_path / "from", bytes(16)) as source, Store(tmp_path / "to", bytes(16)) as target:
+        theirs, ours = Garbage(source), Garbage(target)
+        chunk, dropping = record(2, 1, 100, ingest(txid, 1, OTHER)), record(3, 1, 110, commit({}, drops=[OTHER + 1]))
+        apply(source, theirs, record(1, 1, 0, None), chunk, dropping)
+        apply(target, ours, record(1, 1, 0, None), record(3, 1, 105, commit({key(1): b"x"}, drops=[OTHER + 2])))
+        page, following, applied, horizon = source.export(b"", b"\xff" * 8, 1 << 20)
+        assert following == b""
+        state = ours.joined(theirs.exported())
+        target.import_page(page, b"", b"\xff" * 8, applied, horizon, b"", encoded(state))
+        ours.adopt(state)
+        for garbage in (ours, Garbage(target)):  # the second one reads what is in the store
+            assert len(garbage) == 2 and garbage.concerned
+        apply(target, ours, record(4, 1, 120, Drop([OTHER])))
+        while ours.collect(1 << 60, 1000):
+            continue
+        assert target.scan(key(0, OTHER), key(1 << 40, OTHER), False, 1 << 60, 10, 1 << 20)[0] == b""
+    with pytest.raises(msgspec.MsgspecError):
+        ours.joined(b"\xc1")
 
 
 def test_garbage_is_remembered(tmp_path: Path) -> None:

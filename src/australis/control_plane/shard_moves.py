@@ -145,6 +145,8 @@ class ShardMover:
             self.failures += 1
             self._rest_until = at + PAUSE_NS
             return [Alarm(text + "; given up"), Publish(self.keeper.map), *self._answer(text)]
+        if self._client is not None:  # our map was lost, and that of the others does not know of the move
+            return self._answer("the map was replaced by a newer one; try again")
         if at < self._rest_until:
             return []
         loads = self.loads(at)

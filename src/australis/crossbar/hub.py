@@ -21,7 +21,7 @@ from collections.abc import Callable
 import msgspec
 
 from australis.crossbar.follower import Follower
-from australis.errors import ProtocolError
+from australis.journal.positions import pack_positions, unpack_positions
 from australis.journal.record import Entry, Kind, Position, RecordFlag
 from australis.keyspace import relation_prefix
 from australis.protocol.frames import frame
@@ -50,20 +50,6 @@ ASK_AGAIN_NS = 250 * MILLISECOND
 NOTHING_MORE = -1
 
 _FED = frozenset({Kind.TRANSACTION, Kind.INGEST, Kind.DROP})
-
-
-def pack_positions(tau: int, positions: dict[int, Position]) -> bytes:
-    """A vector of positions at which everything up to tau was taken and nothing else; opaque to subscribers."""
-    return msgspec.msgpack.encode((tau, {journal: position.pack() for journal, position in positions.items()}))
-
-
-def unpack_positions(data: bytes) -> tuple[int, dict[int, Position]]:
-    """Reverse of pack_positions; ProtocolError if these bytes are none."""
-    try:
-        tau, packed = msgspec.msgpack.decode(data, type=tuple[int, dict[int, bytes]])
-        return tau, {journal: Position.unpack(position) for journal, position in packed.items()}
-    except (msgspec.MsgspecError, ValueError, ProtocolError) as error:
-        raise ProtocolError(f"not a vector of positions: {error}") from None
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):

@@ -38,11 +38,10 @@ from australis.crossbar.hub import (
     Hub,
     Replay,
     Subscriber,
-    pack_positions,
-    unpack_positions,
 )
 from australis.errors import AustralisError, JournalError, ProtocolError
 from australis.files import write_atomically
+from australis.journal.positions import pack_positions, unpack_positions
 from australis.journal.record import START, Entry, Position
 from australis.observe import observed
 from australis.partition_map import PartitionMap

@@ -5,8 +5,8 @@
 What a store holds is a record in it ("ranges"), changed in the transaction that brings the keys: a range in it is
 complete, with its history down to the store's horizon, whatever is killed when. What must hold:
 - the feed covers a range before its first page is asked for, and nothing is applied between the question and the
-  import: so a page holds all that was applied here, and what comes later is applied on top of it (a record that the
-  page already holds changes nothing);
+  import (a source that is behind is waited for before that, so that it holds nobody up): so a page holds all that was
+  applied here, and what comes later is applied on top of it (a record that the page already holds changes nothing);
 - keys of a range are applied only once their page is here; before, they are not this store's;
 - nothing is left because of a map that is older than one that was followed before ("map" in the store);
 - a range that is left is refused to readers first, then erased in bounded transactions ("leaving" survives a crash),
@@ -23,7 +23,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -33,16 +33,16 @@ from australis.errors import AustralisError
 from australis.keyspace import KEYSPACE_END, KeyRanges, without
 from australis.partition_map import PartitionMap
 from australis.protocol.messages import Export, ExportReply, ReadStatus
+from australis.role_config import RoleConfig
 from australis.storage.garbage import Garbage, encoded
 from australis.storage.store import Store, StoreError, pack_ranges
 from australis.transport import Address, Identity
 
-if TYPE_CHECKING:
-    from australis.role_config import RoleConfig
-
 HELD, LEAVING, MAP = "ranges", "leaving", "map"
 PAGE_BYTES = 512 << 10
-PAGE_SECONDS = 5.0
+FRESH_SECONDS, PAGE_SECONDS = 5.0, 1.0
+"""How long a source may take to be where we are, and then to answer while nothing is applied here."""
+
 CONNECT_SECONDS = 2.0
 RETRY_SECONDS = 1.0
 ERASE_ENTRIES = 5000
@@ -232,7 +232,7 @@ class RangeKeeper:
                 async with asyncio.timeout(CONNECT_SECONDS) as patience:
                     async with Asker.open(Address.parse(place), replica.identity) as source:
                         while at < hi:
-                            patience.reschedule(asyncio.get_running_loop().time() + 2 * PAGE_SECONDS)
+                            patience.reschedule(asyncio.get_running_loop().time() + FRESH_SECONDS + 2 * PAGE_SECONDS)
                             if replica.map.version > partition.version:
                                 return False
                             at = await self._page(source, at, hi)
@@ -255,6 +255,8 @@ class RangeKeeper:
         """Take one page over; returns where to go on."""
         replica = self._replica
         holdings, store, garbage = replica.holdings, replica.store, replica.garbage
+        async with asyncio.timeout(FRESH_SECONDS):
+            await source.ask(Export(next(self._ids), replica.reached, lo, lo + b"\x00", 1))
         async with replica.writing:
             async with asyncio.timeout(PAGE_SECONDS):
                 reply = await source.ask(Export(next(self._ids), replica.reached, lo, hi, PAGE_BYTES))

@@ -28,8 +28,8 @@ from typing import Protocol
 
 import structlog
 
-from australis.crossbar.hub import pack_positions, unpack_positions
 from australis.errors import AustralisError
+from australis.journal.positions import pack_positions, unpack_positions
 from australis.keyspace import KeyRanges, without
 from australis.objects import ObjectError, open_objects
 from australis.storage.holdings import Holdings

@@ -35,7 +35,7 @@ import zstandard
 
 from australis._native import Store as NativeStore
 from australis.errors import StorageError
-from australis.keyspace import KEYSPACE_END
+from australis.keyspace import KEYSPACE_END, without
 from australis.objects import (
     ConflictError,
     DamagedObjectError,
@@ -128,7 +128,7 @@ class ShardSnapshot:
 
     def covers(self, ranges: Sequence[KeyRange]) -> bool:
         """Holds it all keys of these ranges?"""
-        return not missing(self.ranges, ranges)
+        return not without(ranges, self.ranges)
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,7 +436,7 @@ class ShardSnapshots:
                         break
                     report(Damage(snapshot.name, str(error)))
                     continue
-                if ranges is not None and missing(ranges, snapshot.ranges):
+                if ranges is not None and without(snapshot.ranges, ranges):
                     cut(working, self._cluster, ranges, self._stop)
                 return snapshot
             if not deleted:
@@ -486,28 +486,10 @@ def cut(directory: Path, cluster: bytes, ranges: Sequence[KeyRange], stop: threa
 
 def erase_outside(store: Store, ranges: Sequence[KeyRange], stop: threading.Event | None = None) -> None:
     """Remove what is outside of `ranges`, which nobody reads, in bounded transactions; after a crash again."""
-    for lo, hi in missing(ranges, EVERYTHING):
+    for lo, hi in without(EVERYTHING, ranges):
         while not store.erase(lo, hi, ERASE_ENTRIES):
             if stop is not None and stop.is_set():
                 raise SnapshotStoppedError("stopped while a store was cut to its ranges")
-
-
-def missing(held: Sequence[KeyRange], wanted: Sequence[KeyRange]) -> list[KeyRange]:
-    """Return the parts of `wanted` that are in no range of `held`, in order."""
-    gaps: list[KeyRange] = []
-    for lo, hi in sorted(wanted):
-        at = lo
-        for left, right in sorted(held):
-            if right <= at:
-                continue
-            if left >= hi:
-                break
-            if at < left:
-                gaps.append((at, left))
-            at = right
-        if at < hi:
-            gaps.append((at, hi))
-    return gaps
 
 
 def _snapshot(manifest: _Manifest) -> ShardSnapshot:

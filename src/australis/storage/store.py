@@ -59,10 +59,6 @@ class Store(Protocol):
         """Remove keys of a range that is not held any more; True: none left."""
         ...
 
-    def absorb(self, path: str | Path) -> None:
-        """Take over all of another store of the same applied time."""
-        ...
-
     def split(self, lo: bytes, hi: bytes, max: int, /) -> list[bytes]:
         """Keys that cut a range into about equal parts."""
         ...
